@@ -1,0 +1,181 @@
+"""What every stage of curation shares: which rows it owes work, what a failure becomes, what is recorded.
+
+A stage is a function `(Dataset, config, run) -> Dataset` over the CLIPS table. Its worker hands each batch to
+`Stage.apply`, which
+- passes on untouched a row that failed earlier, and one that this stage did already with the same fingerprint;
+- turns a `ClipError` into a failed row, and lets every other exception stop the job, since it is a bug;
+- counts starts that never finished, so that a clip that kills its worker each time is given up, not retried for ever.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from deescal.config import Config, Resources, fingerprint
+from deescal.errors import ClipError
+from deescal.schema import Row, to_table
+
+MAX_DEATHS = 3  # of a stage's worker on one clip, before the clip is given up
+
+
+class StageConfig(Config):
+    """What every stage's config has besides its own fields."""
+
+    resources: Resources = Resources()
+    batch_size: int = 1  # clips a worker takes at once
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the result: all but those about speed."""
+        return self.model_dump(mode="json", exclude={"resources", "batch_size"})
+
+
+class LedgerLike(Protocol):
+    """Run-wide memory shared by all workers (a Ray actor in a job, a plain object in tests)."""
+
+    def claim(self, clip_id: str, uri: str) -> bool: ...
+    def unfinished(self, clip_id: str, stage: str) -> int: ...
+    def start(self, clip_id: str, stage: str) -> None: ...
+    def finish(self, clip_id: str, stage: str) -> None: ...
+
+
+class Ledger:
+    """Who owns a content hash, and how often a clip was started in a stage without coming to an end."""
+
+    def __init__(self) -> None:
+        self._owner: dict[str, str] = {}
+        self._unfinished: Counter[tuple[str, str]] = Counter()
+
+    def claim(self, clip_id: str, uri: str) -> bool:
+        """True for the first URI that claims this content, and for the same URI again (a retried task)."""
+        return self._owner.setdefault(clip_id, uri) == uri
+
+    def unfinished(self, clip_id: str, stage: str) -> int:
+        """Starts of this clip in this stage that came to no end: so often its worker died."""
+        return self._unfinished[clip_id, stage]
+
+    def start(self, clip_id: str, stage: str) -> None:
+        self._unfinished[clip_id, stage] += 1
+
+    def finish(self, clip_id: str, stage: str) -> None:
+        self._unfinished.pop((clip_id, stage), None)
+
+
+class RemoteLedger:
+    """The ledger in its own Ray actor, called from any worker."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def claim(self, clip_id: str, uri: str) -> bool:
+        return self._get(self._actor.claim.remote(clip_id, uri))
+
+    def unfinished(self, clip_id: str, stage: str) -> int:
+        return self._get(self._actor.unfinished.remote(clip_id, stage))
+
+    def start(self, clip_id: str, stage: str) -> None:
+        self._get(self._actor.start.remote(clip_id, stage))
+
+    def finish(self, clip_id: str, stage: str) -> None:
+        self._get(self._actor.finish.remote(clip_id, stage))
+
+    @staticmethod
+    def _get(ref: Any) -> Any:
+        import ray
+
+        return ray.get(ref)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one run: its name, the fingerprint of it and all before it, and the run's ledger."""
+
+    name: str
+    fingerprint: str
+    ledger: LedgerLike
+
+    def owed(self, row: Row) -> bool:
+        """Whether this stage still has to process the row."""
+        return row["status"] != "failed" and not any(
+            s["stage"] == self.name and s["fingerprint"] == self.fingerprint for s in row["stages"] or ()
+        )
+
+    def apply(self, table: pa.Table, process: Callable[[Row], Row]) -> pa.Table:
+        """Run `process` (row -> the columns it sets) on the rows owed; same rows out, same order.
+
+        Raises:
+            Exception: whatever `process` raises besides ClipError.
+        """
+        return self.apply_batch(table, lambda rows: [_outcome(process, row) for row in rows])
+
+    def apply_batch(self, table: pa.Table, process: Callable[[Sequence[Row]], Sequence[Row | ClipError]]) -> pa.Table:
+        """The same for work that is faster on many clips at once: one result or ClipError a row, in order.
+
+        The clips of a batch that killed its worker are tried again one at a time, so that only the culprit
+        is given up.
+        """
+        rows = table.to_pylist(maps_as_pydicts="strict")
+        owed = [i for i, row in enumerate(rows) if self.owed(row)]
+        deaths = {i: self.ledger.unfinished(rows[i]["clip_id"], self.name) for i in owed}
+        fresh = [i for i in owed if deaths[i] == 0]
+        suspects = sorted((i for i in owed if deaths[i] > 0), key=deaths.__getitem__)
+        for group in ([fresh] if fresh else []) + [[i] for i in suspects]:
+            for i in group:
+                self.ledger.start(rows[i]["clip_id"], self.name)
+            began = time.perf_counter()
+            if deaths[group[0]] >= MAX_DEATHS:
+                results: Sequence[Row | ClipError] = [ClipError(f"its worker died {MAX_DEATHS} times on this clip")]
+            else:
+                results = process([rows[i] for i in group])
+            seconds = (time.perf_counter() - began) / len(group)
+            for i, result in zip(group, results, strict=True):
+                rows[i] = self._record(rows[i], result, seconds)
+                self.ledger.finish(rows[i]["clip_id"], self.name)
+        return to_table(rows)
+
+    def _record(self, row: Row, result: Row | ClipError, seconds: float) -> Row:
+        earlier = [s for s in row["stages"] or () if s["stage"] != self.name]
+        entry = {"stage": self.name, "fingerprint": self.fingerprint, "seconds": seconds}
+        row = {**row, "stages": [*earlier, entry]}
+        if isinstance(result, ClipError):
+            attempts = (row["attempts"] or 0) + 1
+            return {**row, **failure(self.name, str(result)), "attempts": attempts}
+        return {**row, **result}
+
+
+def failure(stage: str, error: str) -> Row:
+    """The columns that make a row a failed one."""
+    return {"status": "failed", "reason": f"{stage} failed: {error}", "failed_stage": stage, "error": error}
+
+
+def _outcome(process: Callable[[Row], Row], row: Row) -> Row | ClipError:
+    try:
+        return process(row)
+    except ClipError as error:
+        return error
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stages need to know of the run they are in."""
+
+    out: str  # URI of the run's folder
+    fingerprints: dict[str, str]
+    ledger: LedgerLike
+
+    def stage(self, name: str) -> Stage:
+        return Stage(name, self.fingerprints[name], self.ledger)
+
+
+def chain_fingerprints(identities: Sequence[tuple[str, object]]) -> dict[str, str]:
+    """(stage, what decides its result) in order -> stage -> fingerprint; a change reaches all later stages."""
+    chained: dict[str, str] = {}
+    before = ""
+    for stage, identity in identities:
+        before = chained[stage] = fingerprint(stage, identity, before)
+    return chained
