@@ -199,6 +199,9 @@ REGISTRY: dict[str, Model] = {
 }
 
 
+LOCAL_PROFILE = ("whisper-base", "pyannote-segmentation", "ge2e", "qwen2.5-coder-1.5b")  # what curation needs on CPU
+
+
 def cache_folder() -> Path:
     """Where weights are kept: `$DEESCAL_CACHE`, else `~/.cache/deescal`."""
     return Path(os.environ.get("DEESCAL_CACHE", "~/.cache/deescal")).expanduser()

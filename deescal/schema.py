@@ -49,6 +49,8 @@ FEATURE = _struct(
     evidence=pa.list_(pa.int32()),  # turn_ids that show it; empty when absent
 )
 
+ALIAS = _struct(uri=pa.string(), source_version=pa.string(), source=pa.map_(pa.string(), pa.string()))
+
 STAGE = _struct(
     stage=pa.string(),
     fingerprint=pa.string(),  # of its config, model, prompt and of every stage before it
@@ -61,7 +63,7 @@ CLIPS = pa.schema(
         "clip_id": pa.string(),  # SHA-256 of the content, 32 hex digits; of the URI where content cannot be read
         "uri": pa.string(),
         "source_version": pa.string(),  # ETag, or size and modification time: tells whether to read it again
-        "aliases": pa.list_(pa.string()),  # other URIs with the same content
+        "aliases": pa.list_(ALIAS),  # other names of the same content
         "source": pa.map_(pa.string(), pa.string()),  # extra columns of the manifest
         # extract_audio
         "duration_s": pa.float64(),

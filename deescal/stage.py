@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from deescal.config import Config, Resources, fingerprint
 from deescal.errors import ClipError
+from deescal.models import identity
 from deescal.schema import Row, to_table
 
 MAX_DEATHS = 3  # of a stage's worker on one clip, before the clip is given up
@@ -30,9 +31,14 @@ class StageConfig(Config):
     resources: Resources = Resources()
     batch_size: int = 1  # clips a worker takes at once
 
+    def models(self) -> list[str]:
+        """Registry names, folders or hub ids of the models it loads."""
+        return []
+
     def identity(self) -> dict[str, Any]:
-        """The fields that decide the result: all but those about speed."""
-        return self.model_dump(mode="json", exclude={"resources", "batch_size"})
+        """What decides the result: all fields but those about speed, and the weights."""
+        fields = self.model_dump(mode="json", exclude={"resources", "batch_size"})
+        return {**fields, "weights": [identity(name) for name in self.models()]}
 
 
 class LedgerLike(Protocol):
@@ -47,8 +53,8 @@ class LedgerLike(Protocol):
 class Ledger:
     """Who owns a content hash, and how often a clip was started in a stage without coming to an end."""
 
-    def __init__(self) -> None:
-        self._owner: dict[str, str] = {}
+    def __init__(self, owners: Mapping[str, str] | None = None) -> None:
+        self._owner = dict(owners or {})  # clip_id -> URI
         self._unfinished: Counter[tuple[str, str]] = Counter()
 
     def claim(self, clip_id: str, uri: str) -> bool:
@@ -101,7 +107,7 @@ class Stage:
 
     def owed(self, row: Row) -> bool:
         """Whether this stage still has to process the row."""
-        return row["status"] != "failed" and not any(
+        return row["status"] not in ("failed", "duplicate") and not any(
             s["stage"] == self.name and s["fingerprint"] == self.fingerprint for s in row["stages"] or ()
         )
 
@@ -134,11 +140,12 @@ class Stage:
                 results = process([rows[i] for i in group])
             seconds = (time.perf_counter() - began) / len(group)
             for i, result in zip(group, results, strict=True):
-                rows[i] = self._record(rows[i], result, seconds)
+                rows[i] = self.record(rows[i], result, seconds)
                 self.ledger.finish(rows[i]["clip_id"], self.name)
         return to_table(rows)
 
-    def _record(self, row: Row, result: Row | ClipError, seconds: float) -> Row:
+    def record(self, row: Row, result: Row | ClipError, seconds: float) -> Row:
+        """The row after this stage: with its columns, or failed; and with the stage's entry in `stages`."""
         earlier = [s for s in row["stages"] or () if s["stage"] != self.name]
         entry = {"stage": self.name, "fingerprint": self.fingerprint, "seconds": seconds}
         row = {**row, "stages": [*earlier, entry]}
@@ -172,10 +179,17 @@ class Run:
         return Stage(name, self.fingerprints[name], self.ledger)
 
 
-def chain_fingerprints(identities: Sequence[tuple[str, object]]) -> dict[str, str]:
-    """(stage, what decides its result) in order -> stage -> fingerprint; a change reaches all later stages."""
-    chained: dict[str, str] = {}
-    before = ""
-    for stage, identity in identities:
-        before = chained[stage] = fingerprint(stage, identity, before)
+def chain_fingerprints(
+    identities: Sequence[tuple[str, object]], kept: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """(stage, what decides its result) in order -> stage -> fingerprint; a change reaches all later stages.
+
+    Args:
+        identities: the stages to compute.
+        kept: fingerprints of the stages before them, as they were.
+    """
+    chained = dict(kept or {})
+    before = next(reversed(chained.values()), "")
+    for stage, decides in identities:
+        before = chained[stage] = fingerprint(stage, decides, before)
     return chained

