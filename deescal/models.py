@@ -253,6 +253,7 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
     model = _known(name)
     target = model_folder(name)
     if (target / MANIFEST).is_file():
+        say(f"{name}: already in {target}")
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as tmp:

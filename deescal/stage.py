@@ -22,6 +22,8 @@ from deescal.errors import ClipError
 from deescal.models import identity
 from deescal.schema import Row, to_table
 
+# In order. 'import' takes the place of the four speech stages where transcripts were made elsewhere.
+STAGES = ("import", "extract_audio", "transcribe", "diarize", "turns", "roles", "judge", "select")
 MAX_DEATHS = 3  # of a stage's worker on one clip, before the clip is given up
 
 

@@ -75,7 +75,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def write_json(uri: str, value: Any) -> None:
-    write_bytes(uri, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+    write_bytes(uri, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def read_json(uri: str) -> Any:

@@ -103,14 +103,10 @@ def place_turns(script: dict) -> list[Turn]:
     turns: list[Turn] = []
     for entry in script["turns"]:
         speaker = script["speakers"][entry["speaker"]]
-        gap_s = (
-            -entry["overlap_s"] if "overlap_s" in entry else entry.get("pause_s", DEFAULT_PAUSE_S)
-        )
+        gap_s = -entry["overlap_s"] if "overlap_s" in entry else entry.get("pause_s", DEFAULT_PAUSE_S)
         start = round((turns[-1].end_s + gap_s if turns else LEAD_S) * SPEECH_RATE_HZ)
         samples = speak(entry["text"], speaker["voice"])
-        turns.append(
-            Turn(entry["speaker"], **speaker, text=entry["text"], start=start, samples=samples)
-        )
+        turns.append(Turn(entry["speaker"], **speaker, text=entry["text"], start=start, samples=samples))
     return turns
 
 
@@ -150,9 +146,7 @@ def shaped_noise(count: int, rng: np.random.Generator, low_hz: float, high_hz: f
     spectrum = np.fft.rfft(rng.standard_normal(count))
     frequency_hz = np.fft.rfftfreq(count, 1 / SPEECH_RATE_HZ)
     slope = 1 / np.sqrt(np.maximum(frequency_hz, low_hz))
-    band = (
-        1 / (1 + (low_hz / np.maximum(frequency_hz, 1)) ** 4) / (1 + (frequency_hz / high_hz) ** 4)
-    )
+    band = 1 / (1 + (low_hz / np.maximum(frequency_hz, 1)) ** 4) / (1 + (frequency_hz / high_hz) ** 4)
     return np.fft.irfft(spectrum * slope * band, count)
 
 
@@ -188,9 +182,7 @@ def draw_frame(title: str, turns: list[Turn], at_s: float, duration_s: float) ->
 # ---- files -----------------------------------------------------------------------------------
 
 
-def write_mp4(
-    path: Path, title: str, turns: list[Turn], sound: np.ndarray | None, duration_s: float
-) -> None:
+def write_mp4(path: Path, title: str, turns: list[Turn], sound: np.ndarray | None, duration_s: float) -> None:
     """Write picture and, unless `sound` is None, sound. The index (moov) is at the file's end."""
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         video = container.add_stream("h264", rate=FRAMES_PER_S, options=VIDEO_OPTIONS)
@@ -307,9 +299,7 @@ def flite_is_ready() -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make the sample clips and their ground truth.")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "clips", help="folder for the clips"
-    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "clips", help="folder for the clips")
     clips = parser.parse_args().out
     if not flite_is_ready():
         print(INSTALL_HINT, file=sys.stderr)
@@ -318,9 +308,7 @@ def main() -> int:
     for folder in (clips, truths):
         folder.mkdir(parents=True, exist_ok=True)
     # Broken clips last: one of them is cut out of another clip.
-    by_kind = sorted(
-        SCRIPTS.glob("*.yaml"), key=lambda path: ("kind: broken" in path.read_text(), path.name)
-    )
+    by_kind = sorted(SCRIPTS.glob("*.yaml"), key=lambda path: ("kind: broken" in path.read_text(), path.name))
     for script_path in by_kind:
         write_clip(script_path, clips, truths)
     return 0

@@ -7,8 +7,8 @@ from math import ceil
 from typing import Literal
 
 from deescal.config import Config
-from deescal.judge.features import JudgeConfig
 from deescal.judge.select import SelectConfig
+from deescal.judge.stage import InterpretConfig, judge_identity, roles_identity
 from deescal.models import resolve
 from deescal.speech.audio import AudioConfig
 from deescal.speech.diarize import DiarizeConfig
@@ -32,7 +32,7 @@ class CurateConfig(Config):
     transcribe: TranscribeConfig = TranscribeConfig()
     diarize: DiarizeConfig = DiarizeConfig()
     turns: TurnsConfig = TurnsConfig()
-    judge: JudgeConfig = JudgeConfig()
+    interpret: InterpretConfig = InterpretConfig()  # roles and judge: one engine
     select: SelectConfig = SelectConfig()
     ray: RayConfig = RayConfig()
 
@@ -41,10 +41,10 @@ class CurateConfig(Config):
         return {
             "transcribe": self.transcribe.models(),
             "diarize": self.diarize.models(),
-            "judge": self.judge.models(),
+            "interpret": self.interpret.models(),
         }
 
-    def check_models(self, stages: Sequence[str] = ("transcribe", "diarize", "judge")) -> None:
+    def check_models(self, stages: Sequence[str] = ("transcribe", "diarize", "interpret")) -> None:
         """Raises UserError, naming the model, when one is unknown or not fetched."""
         for stage in stages:
             for name in self.models()[stage]:
@@ -64,8 +64,8 @@ class CurateConfig(Config):
             ("turns", self.turns.identity()),
         ]
         verdict: list[tuple[str, object]] = [
-            ("roles", self.judge.roles_identity()),
-            ("judge", self.judge.identity()),
+            ("roles", roles_identity(self.interpret)),
+            ("judge", judge_identity(self.interpret)),
             ("select", self.select.identity()),
         ]
         stages = [(after, None), *verdict] if after else [*speech, *verdict]
@@ -73,5 +73,5 @@ class CurateConfig(Config):
 
     def logical_cpus(self) -> int:
         """CPUs that Ray is told of on one machine: enough that all stages run at once; the cores are shared."""
-        pools = [self.transcribe.resources, self.diarize.resources, self.judge.resources]
+        pools = [self.transcribe.resources, self.diarize.resources, self.interpret.resources]
         return ceil(sum(pool.workers * pool.num_cpus for pool in pools)) + 2

@@ -15,7 +15,7 @@ import pyarrow as pa
 from deescal import __version__
 from deescal.curate import store
 from deescal.curate.config import CurateConfig
-from deescal.curate.plan import STAGES, Plan, is_current, names, plan_work, reopen
+from deescal.curate.plan import Plan, is_current, names, plan_work, reopen
 from deescal.errors import UserError
 from deescal.ingest.sources import Input, list_inputs
 from deescal.ingest.transcripts import import_transcripts, list_transcripts
@@ -29,7 +29,7 @@ from deescal.speech.audio import extract_audio
 from deescal.speech.diarize import diarize
 from deescal.speech.transcribe import transcribe
 from deescal.speech.turns import assign_turns
-from deescal.stage import Ledger, RemoteLedger, Run
+from deescal.stage import STAGES, Ledger, RemoteLedger, Run
 from deescal.storage import exists, join, read_json, write_json
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def import_stages(transcripts: ray.data.Dataset, config: CurateConfig, run: Run)
 
 def judge_stages(clips: ray.data.Dataset, config: CurateConfig, run: Run) -> ray.data.Dataset:
     """The part that needs only turns: roles and features (one engine for both), then selection."""
-    clips = interpret(clips, config.judge, run)
+    clips = interpret(clips, config.interpret, run)
     return select_clips(clips, config.select, run)
 
 
@@ -135,7 +135,7 @@ def judge_transcripts(
     Raises:
         UserError: as `curate`.
     """
-    config.check_models(("judge",))
+    config.check_models(("interpret",))
     inputs = list_transcripts(sources)
     job = Job("judge", list(sources), config, config.fingerprints(after="import"))
     return _run(job, inputs, out, retry_failed=retry_failed, watch=watch)
@@ -156,7 +156,7 @@ def curate_from(stage: str, origin: str, out: str, config: CurateConfig, *, watc
     if stage not in ("roles", "judge", "select"):
         raise UserError(f"--from {stage}: allowed are roles, judge, select")
     before = read_job(origin)
-    config.check_models(("judge",))
+    config.check_models(("interpret",))
     # What the origin really did counts, not what this config would have done: its fingerprints are kept.
     kept = {s: fp for s, fp in before.fingerprints.items() if s not in STAGES[STAGES.index(stage) :]}
     merged = before.config.model_copy(update={s: getattr(config, s) for s in _sections(stage)})
@@ -192,18 +192,18 @@ def read_job(out: str) -> Job:
 
 
 def _sections(stage: str) -> tuple[str, ...]:
-    return ("select", "ray") if stage == "select" else ("judge", "select", "ray")
+    return ("select", "ray") if stage == "select" else ("interpret", "select", "ray")
 
 
 def _run(job: Job, inputs: Sequence[Input], out: str, *, retry_failed: bool = False, watch: Watch) -> Result:
     started_at, began = datetime.now(UTC), time.monotonic()
-    existing = store.read_index(out)
-    elsewhere = store.read_index(job.origin) if job.origin and job.origin != out else []
-    plan = plan_work(inputs, existing, job.fingerprints, retry_failed, elsewhere)
     try:
+        existing = store.read_index(out)
         write_json(join(out, "job.json"), {**asdict(job), "config": job.config.model_dump(mode="json")})
     except Exception as error:  # OS and botocore errors of many kinds
-        raise UserError(f"--out '{out}': cannot be written: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--out '{out}': cannot be read and written: {str(error).splitlines()[0]}") from error
+    elsewhere = store.read_index(job.origin) if job.origin and job.origin != out else []
+    plan = plan_work(inputs, existing, job.fingerprints, retry_failed, elsewhere)
     if plan.todo:
         store.forget(join(out, "run.json"))  # it says 'complete', which is not true from here on
     watch.on_start(plan)
@@ -285,12 +285,13 @@ def start_ray(config: CurateConfig) -> None:
                 log_to_driver=False,
             )
     context = ray.data.DataContext.get_current()
+    context.issue_detectors_config.detectors = []  # advice to whoever sizes workers, not to whoever runs a job
     context.enable_progress_bars = False  # ours counts clips; Ray's counts blocks of every operator
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def _run_record(job: Job, summary: Summary, started_at: datetime, wall_s: float) -> dict[str, Any]:
-    models = job.config.models() if job.kind != "judge" else {"judge": job.config.judge.models()}
+    models = job.config.models() if job.kind != "judge" else {"interpret": job.config.interpret.models()}
     return {
         "deescal": __version__,
         "kind": job.kind,

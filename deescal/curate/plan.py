@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from deescal.ingest.sources import Input
 from deescal.schema import Row
-
-STAGES = ("extract_audio", "transcribe", "diarize", "turns", "roles", "judge", "select")
+from deescal.stage import STAGES
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ def is_current(row: Row, fingerprints: Mapping[str, str], retry_failed: bool = F
     if row["status"] not in ("accepted", "rejected", "failed") or (retry_failed and row["status"] == "failed"):
         return False
     have = {s["stage"]: s["fingerprint"] for s in row["stages"] or ()}
-    needed = [stage for stage in fingerprints if stage in STAGES]
+    needed = [stage for stage in STAGES if stage in fingerprints]
     if last in needed:
         needed = needed[: needed.index(last) + 1]
     return all(have.get(stage) == fingerprints[stage] for stage in needed)

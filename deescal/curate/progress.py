@@ -20,7 +20,7 @@ def run_with_progress(job: Callable[[Watch], Result], strict: bool) -> None:
     console = Console()
     seen: Counter[str] = Counter()
     audio_s = 0.0
-    with Progress(
+    progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -29,27 +29,34 @@ def run_with_progress(job: Callable[[Watch], Result], strict: bool) -> None:
         TimeRemainingColumn(),
         console=console,
         transient=console.is_terminal,
-    ) as progress:
-        bar = progress.add_task("starting", total=None, detail="")
+        disable=not console.is_terminal,  # a log gets a line a clip instead
+    )
+    bar = progress.add_task("clips", detail="loading models")
 
-        def on_start(plan: Plan) -> None:
-            if plan.done:
-                console.print(f"{plan.done} input(s) are complete already; {len(plan.todo)} to do")
-            progress.update(bar, description="clips", total=len(plan.todo), detail="loading models")
+    def on_start(plan: Plan) -> None:
+        if plan.done:
+            console.print(f"{plan.done} input(s) are complete already; {len(plan.todo)} to do")
+        if plan.todo:
+            console.print(f"{len(plan.todo)} clip(s) to do; loading models", style="dim")
+            progress.update(bar, total=len(plan.todo))
+            progress.start()
 
-        def on_clip(outcome: Row) -> None:
-            nonlocal audio_s
-            seen[outcome["status"]] += 1
-            audio_s += outcome["duration_s"] or 0.0
-            detail = ", ".join(f"{n} {status}" for status, n in sorted(seen.items()))
-            progress.update(bar, advance=1, detail=f"{detail}; {audio_s / 60:.1f} min of audio")
-            if outcome["status"] == "failed" or not console.is_terminal:
-                name = outcome["uri"].rsplit("/", 1)[-1]
-                console.print(
-                    f"  {outcome['status']:<9} {name}: {outcome['reason'] or 'same content as another input'}"
-                )
+    def on_clip(outcome: Row) -> None:
+        nonlocal audio_s
+        seen[outcome["status"]] += 1
+        audio_s += outcome["duration_s"] or 0.0
+        detail = ", ".join(f"{n} {status}" for status, n in sorted(seen.items()))
+        progress.update(bar, advance=1, detail=f"{detail}; {audio_s / 60:.1f} min of audio")
+        if outcome["status"] == "failed" or not console.is_terminal:
+            name = outcome["uri"].rsplit("/", 1)[-1]
+            console.print(
+                f"  {outcome['status']:<9} {name}: {outcome['reason'] or 'same content as another input'}", markup=False
+            )
 
+    try:
         result = job(Watch(on_start, on_clip))
+    finally:
+        progress.stop()
     console.print(funnel_table(result.summary))
     console.print(stage_table(result.summary))
     console.print(f"table   {result.out}/clips/*.parquet\npage    {result.report_uri}")

@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from deescal.errors import ClipError, UserError
 from deescal.ingest.transcripts import list_transcripts, parse_csv, parse_json, parse_time
 
-CSV = "start_time,speaker_label,transcript\n00:01,[Officer],Step out.\n00:04,[Driver],\"Why, though?\"\n00:05,[Driver],\n"
+CSV = """start_time,speaker_label,transcript
+00:01,[Officer],Step out.
+00:04,[Driver],"Why, though?"
+00:05,[Driver],
+"""
 
 
 def test_a_published_csv_becomes_turns() -> None:
@@ -61,7 +65,7 @@ def test_a_jsonl_file_is_a_clip_a_line(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"turns": []}\n\n{"turns": []}\n')
     uris = [item.uri.removeprefix(str(tmp_path)) for item in list_transcripts([str(tmp_path)])]
     assert uris == ["/a.csv", "/b.jsonl#1", "/b.jsonl#3"]
-    with pytest.raises(UserError, match="no .csv or .jsonl"):
+    with pytest.raises(UserError, match=r"no \.csv or \.jsonl"):
         list_transcripts([str(tmp_path / "none")])
 
 

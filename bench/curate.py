@@ -1,0 +1,191 @@
+"""What curation costs beyond its engines: `python bench/curate.py whole|flat`.
+
+whole: 30 minutes of audio. Each engine alone over all clips, one after the other, all cores to itself; then the
+       job. The ratio is wall time of the job to the sum of the engines' own compute: the cores are the one
+       resource all stages share here, so their compute adds up.
+flat:  10 and 100 clips with fake engines: seconds a clip and peak memory must not grow with their number.
+
+Clips are the sample encounters, each copy made distinct by its metadata, so that none is a duplicate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import psutil
+
+ROOT = Path(__file__).parents[1]
+ENCOUNTERS = ("traffic_stop", "crisis", "domestic", "trespass")
+
+
+class PeakMemory:
+    """Peak of the summed memory of this process and all below it, sampled; pages shared by workers count once."""
+
+    def __enter__(self) -> PeakMemory:
+        self.peak_gib, self._stop = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._stop.wait(2.0):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:
+                    continue
+            self.peak_gib = max(self.peak_gib, total / 2**30)
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def copy_with_comment(source: Path, target: Path, comment: str) -> None:
+    """The same sound and picture in a file of other bytes."""
+    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+        writer.metadata["comment"] = comment
+        streams = {s.index: writer.add_stream_from_template(s) for s in reader.streams}
+        for packet in reader.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream.index]
+                writer.mux(packet)
+
+
+def make_clips(folder: Path, minutes: float) -> list[Path]:
+    clips, seconds = [], 0.0
+    while seconds < minutes * 60:
+        name = ENCOUNTERS[len(clips) % len(ENCOUNTERS)]
+        target = folder / f"{name}_{len(clips):03d}.mp4"
+        copy_with_comment(ROOT / "examples/clips" / f"{name}.mp4", target, f"copy {len(clips)}")
+        with av.open(str(target)) as media:
+            seconds += media.duration / av.time_base
+        clips.append(target)
+    return clips
+
+
+def engines_alone(clips: list[Path]) -> dict[str, float]:
+    """Seconds of compute of each engine over all clips, loading not counted."""
+    from deescal.config import load_engine
+    from deescal.curate.config import CurateConfig
+    from deescal.judge.stage import Interpreter
+    from deescal.schema import empty_row, to_table
+    from deescal.speech.audio import decode_audio
+    from deescal.speech.turns import assign_words, make_turns
+    from deescal.stage import Ledger, Run
+
+    config = CurateConfig()
+    spent: dict[str, float] = {}
+
+    def clock(name: str, began: float) -> None:
+        spent[name] = spent.get(name, 0.0) + time.perf_counter() - began
+
+    began = time.perf_counter()
+    sounds = [decode_audio(clip).samples.astype(np.float32) / 32768 for clip in clips]
+    clock("extract_audio", began)
+    transcriber = load_engine(config.transcribe.engine)(config.transcribe)
+    began = time.perf_counter()
+    texts = [transcriber.transcribe(sound) for sound in sounds]
+    clock("transcribe", began)
+    del transcriber
+    diarizer = load_engine(config.diarize.engine)(config.diarize)
+    began = time.perf_counter()
+    spans = [diarizer.diarize(sound) for sound in sounds]
+    clock("diarize", began)
+    del diarizer
+    rows = [
+        empty_row(
+            clip_id=str(i),
+            uri=str(i),
+            stages=[],
+            turns=make_turns(
+                assign_words(text["words"], s["speaker_spans"], s["exclusive_spans"], config.turns),
+                s["speaker_spans"],
+                config.turns,
+            ),
+        )
+        for i, (text, s) in enumerate(zip(texts, spans, strict=True))
+    ]
+    run = Run("", config.fingerprints(), Ledger())
+    worker = Interpreter(config.interpret, run.stage("roles"), run.stage("judge"))
+    began = time.perf_counter()
+    size = config.interpret.batch_size
+    for start in range(0, len(rows), size):
+        worker(to_table(rows[start : start + size]))
+    clock("roles and judge", began)
+    return spent
+
+
+def whole(minutes: float) -> None:
+    from deescal.curate.config import CurateConfig
+    from deescal.curate.job import curate
+
+    with tempfile.TemporaryDirectory() as tmp:
+        folder = Path(tmp, "clips")
+        folder.mkdir()
+        clips = make_clips(folder, minutes)
+        began = time.perf_counter()
+        with PeakMemory() as memory:
+            result = curate([str(folder)], str(Path(tmp, "run")), CurateConfig())
+        wall_s = time.perf_counter() - began
+        import ray
+
+        ray.shutdown()
+        audio_s = result.summary.audio_s
+        print(f"job: {len(clips)} clips, {audio_s / 60:.1f} min of audio, wall {wall_s:.0f} s,", end=" ")
+        print(f"{audio_s / wall_s:.1f} x real time, peak memory {memory.peak_gib:.1f} GiB", flush=True)
+        for name, cost in result.summary.stages.items():
+            print(f"  in the job: {name:<14} {cost.seconds:7.1f} s")
+        alone = engines_alone(clips)
+        for name, seconds in alone.items():
+            print(f"  alone:      {name:<14} {seconds:7.1f} s")
+        total = sum(alone.values())
+        print(f"engines alone, one after the other: {total:.0f} s; wall / compute = {wall_s / total:.2f}")
+
+
+def flat(counts: tuple[int, ...] = (10, 100)) -> None:
+    import ray
+
+    from deescal.curate.config import CurateConfig
+    from deescal.curate.job import curate
+    from tests.curate.conftest import FAST, write_wav
+
+    for n in counts:
+        with tempfile.TemporaryDirectory() as tmp:
+            for i in range(n):
+                write_wav(Path(tmp, "clips", f"{i:04d}.wav"), 30.0, i)
+            marks: list[float] = []
+            from deescal.curate.job import Watch
+
+            with PeakMemory() as memory:
+                config = CurateConfig.model_validate(FAST)
+                curate(
+                    [str(Path(tmp, "clips"))],
+                    str(Path(tmp, "run")),
+                    config,
+                    watch=Watch(on_clip=lambda row: marks.append(time.perf_counter())),
+                )
+            ray.shutdown()
+            rate = (marks[-1] - marks[0]) / (n - 1)
+            print(f"{n:5d} clips: {rate:.3f} s a clip after the first, peak memory {memory.peak_gib:.2f} GiB", flush=True)
+            shutil.rmtree(tmp, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("whole", "flat"))
+    parser.add_argument("--minutes", type=float, default=30.0)
+    arguments = parser.parse_args()
+    if arguments.what == "whole":
+        whole(arguments.minutes)
+    else:
+        flat()
