@@ -17,15 +17,9 @@ from deescal.curate.store import read_clips
 from deescal.errors import UserError
 from deescal.storage import _filesystem, exists
 
-from .conftest import comparable
+from .conftest import comparable, free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
