@@ -11,7 +11,6 @@ Clips are the sample encounters, each copy made distinct by its metadata, so tha
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 import threading
 import time
@@ -152,32 +151,23 @@ def whole(minutes: float) -> None:
         print(f"engines alone, one after the other: {total:.0f} s; wall / compute = {wall_s / total:.2f}")
 
 
-def flat(counts: tuple[int, ...] = (10, 100)) -> None:
+def flat(n: int) -> None:
+    """n clips through fake engines."""
     import ray
 
     from deescal.curate.config import CurateConfig
-    from deescal.curate.job import curate
+    from deescal.curate.job import Watch, curate
     from tests.curate.conftest import FAST, write_wav
 
-    for n in counts:
-        with tempfile.TemporaryDirectory() as tmp:
-            for i in range(n):
-                write_wav(Path(tmp, "clips", f"{i:04d}.wav"), 30.0, i)
-            marks: list[float] = []
-            from deescal.curate.job import Watch
-
-            with PeakMemory() as memory:
-                config = CurateConfig.model_validate(FAST)
-                curate(
-                    [str(Path(tmp, "clips"))],
-                    str(Path(tmp, "run")),
-                    config,
-                    watch=Watch(on_clip=lambda row: marks.append(time.perf_counter())),
-                )
-            ray.shutdown()
-            rate = (marks[-1] - marks[0]) / (n - 1)
-            print(f"{n:5d} clips: {rate:.3f} s a clip after the first, peak memory {memory.peak_gib:.2f} GiB", flush=True)
-            shutil.rmtree(tmp, ignore_errors=True)
+    marks: list[float] = []
+    watch = Watch(on_clip=lambda row: marks.append(time.perf_counter()))
+    with tempfile.TemporaryDirectory() as tmp, PeakMemory() as memory:
+        for i in range(n):
+            write_wav(Path(tmp, "clips", f"{i:04d}.wav"), 30.0, i)
+        curate([str(Path(tmp, "clips"))], str(Path(tmp, "run")), CurateConfig.model_validate(FAST), watch=watch)
+    ray.shutdown()
+    rate = (marks[-1] - marks[0]) / (n - 1)
+    print(f"{n:5d} clips: {rate:.3f} s a clip after the first, peak memory {memory.peak_gib:.2f} GiB", flush=True)
 
 
 if __name__ == "__main__":
@@ -188,4 +178,5 @@ if __name__ == "__main__":
     if arguments.what == "whole":
         whole(arguments.minutes)
     else:
-        flat()
+        for count in (10, 100):
+            flat(count)

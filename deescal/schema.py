@@ -69,7 +69,7 @@ CLIPS = pa.schema(
         "duration_s": pa.float64(),
         "container": pa.string(),
         "audio_codec": pa.string(),
-        "audio": pa.string(),  # 16 kHz mono FLAC, relative to the run's folder
+        "audio": pa.string(),  # 16 kHz mono FLAC, relative to the run's folder or absolute
         # transcribe
         "language": pa.string(),
         "language_probability": pa.float64(),

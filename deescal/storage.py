@@ -50,6 +50,11 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def resolve(folder: str, reference: str) -> str:
+    """A reference relative to a folder -> its URI; an absolute one stays."""
+    return reference if reference.startswith("/") or "://" in reference else join(folder, reference)
+
+
 def read_bytes(uri: str) -> bytes:
     filesystem, path = locate(uri)
     return filesystem.cat_file(path)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from deescal.errors import ClipError
+from tests.judge.fake_llm import FakeLlm
 
 SAMPLE_RATE_HZ = 16_000
 TURN_S = 2.0
@@ -68,6 +70,14 @@ class FakeDiarizer:
             for i in range(max(1, int(duration_s // TURN_S)))
         ]
         return {"speaker_spans": spans, "exclusive_spans": spans}
+
+
+class MortalLlm(FakeLlm):
+    """The judge's fake, which can be killed like the others."""
+
+    def choose(self, prompts: Sequence[str], choices: Sequence[str]) -> np.ndarray:
+        _maybe_die("judge")
+        return super().choose(prompts, choices)
 
 
 def _maybe_die(stage: str) -> None:

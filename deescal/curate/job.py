@@ -230,10 +230,9 @@ def _stream(job: Job, plan: Plan, out: str, retry_failed: bool) -> Iterator[Row]
     run = Run(out, job.fingerprints, RemoteLedger(ledger))
     seeds = to_table(plan.todo, SEED)
     clips = ray.data.from_arrow(seeds).repartition(min(len(plan.todo), MAX_BLOCKS))
-    homes = [out, job.origin] if job.origin else [out]
     clips = clips.map_batches(
         load_rows,
-        fn_args=(homes, job.fingerprints, retry_failed),
+        fn_args=(out, job.origin, job.fingerprints, retry_failed),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=0.1,
@@ -243,14 +242,16 @@ def _stream(job: Job, plan: Plan, out: str, retry_failed: bool) -> Iterator[Row]
     yield from clips.iter_rows()
 
 
-def load_rows(seeds: pa.Table, homes: Sequence[str], fingerprints: Mapping[str, str], retry_failed: bool) -> pa.Table:
-    """Seeds -> CLIPS rows under way: a known clip from the first home that has it, a new one empty."""
+def load_rows(
+    seeds: pa.Table, out: str, origin: str | None, fingerprints: Mapping[str, str], retry_failed: bool
+) -> pa.Table:
+    """Seeds -> CLIPS rows under way: a known clip as it is stored, a new one empty."""
     rows = []
     for seed in seeds.to_pylist(maps_as_pydicts="strict"):
         if seed["clip_id"] is None:
             rows.append(empty_row(**seed, aliases=[], stages=[]))
             continue
-        row = store.read_clip(homes, seed["clip_id"])
+        row = store.read_clip(out, seed["clip_id"], origin)
         rows.append(row if is_current(row, fingerprints, retry_failed) else reopen(row))
     return to_table(rows)
 
@@ -278,6 +279,7 @@ def start_ray(config: CurateConfig) -> None:
             ray.init(logging_level=logging.WARNING)
         else:
             ray.init(
+                address="local",  # else Ray joins whatever cluster it finds on this machine
                 num_cpus=config.ray.num_cpus or config.logical_cpus(),
                 object_store_memory=int(config.ray.object_store_gib * 2**30),
                 include_dashboard=False,

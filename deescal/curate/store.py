@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from deescal.curate.plan import names
 from deescal.schema import CLIPS, Row, to_table
-from deescal.storage import exists, join, locate, read_bytes, read_json, write_bytes, write_json
+from deescal.storage import exists, join, locate, read_bytes, read_json, resolve, write_bytes, write_json
 
 INDEX_COLUMNS = ["clip_id", "uri", "source_version", "aliases", "source", "status", "failed_stage", "stages"]
 _PARALLEL_READS = 16
@@ -36,14 +36,16 @@ def write_clip(out: str, row: Row) -> None:
     write_bytes(clip_uri(out, row["clip_id"]), buffer.getvalue())
 
 
-def read_clip(homes: Sequence[str], clip_id: str) -> Row:
-    """The row from the first of the runs that has it.
+def read_clip(out: str, clip_id: str, origin: str | None = None) -> Row:
+    """The row of a clip in a run; where it is not there yet, from the run it starts from.
 
     Raises:
-        FileNotFoundError: none has.
+        FileNotFoundError: neither has it.
     """
-    home = next((h for h in homes[:-1] if exists(clip_uri(h, clip_id))), homes[-1])
-    return _read(clip_uri(home, clip_id), None)
+    if origin is None or origin == out or exists(clip_uri(out, clip_id)):
+        return _read(clip_uri(out, clip_id), None)
+    row = _read(clip_uri(origin, clip_id), None)
+    return {**row, "audio": row["audio"] and resolve(origin, row["audio"])}  # the sound stays where it is
 
 
 def write_alias(out: str, row: Row) -> None:
@@ -99,7 +101,7 @@ def settle(out: str, fresh: Mapping[str, str]) -> list[Row]:
             "aliases": [{key: o[key] for key in ("uri", "source_version", "source")} for o in others],
         }
         if any(row[key] != value for key, value in update.items()):
-            write_clip(out, {**read_clip([out], clip_id), **update})
+            write_clip(out, {**read_clip(out, clip_id), **update})
         settled.append({**row, **update})
     for uri in alias_files:
         forget(uri)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +28,8 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     """The address of a fresh head's job server, and the environment to reach it."""
     port, dashboard = free_port(), free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_ADDRESS")}
+    # Ray's job server wants a token by default; head, client and job share this one.
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     command = [RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=4"]
     command += ["--object-store-memory=200000000", "--min-worker-port=0", "--max-worker-port=0", "--block"]
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -37,14 +43,13 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
-    import time
-    import urllib.request
-
     for _ in range(240):
         assert server.poll() is None, "the Ray head ended"
         try:
             urllib.request.urlopen(f"{address}/api/jobs/", timeout=2).close()
             return
+        except urllib.error.HTTPError:
+            return  # it answers; `ray job submit` knows the cluster's token, this request does not
         except OSError:
             time.sleep(0.5)
     raise TimeoutError(address)
