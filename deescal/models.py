@@ -60,7 +60,7 @@ def _gguf_to_safetensors(raw: Path, out: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         raw, gguf_file=file, quantization_config=GgufConfig(gguf_file=file, dequantize=True), dtype=torch.float32
     )
-    model.to(dtype=torch.bfloat16).save_pretrained(out)
+    model.bfloat16().save_pretrained(out)
     AutoTokenizer.from_pretrained(raw, gguf_file=file).save_pretrained(out)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -230,15 +233,15 @@ def _stream(job: Job, plan: Plan, out: str, retry_failed: bool) -> Iterator[Row]
     run = Run(out, job.fingerprints, RemoteLedger(ledger))
     seeds = to_table(plan.todo, SEED)
     clips = ray.data.from_arrow(seeds).repartition(min(len(plan.todo), MAX_BLOCKS))
+    load = partial(load_rows, out=out, origin=job.origin, fingerprints=job.fingerprints, retry_failed=retry_failed)
     clips = clips.map_batches(
-        load_rows,
-        fn_args=(out, job.origin, job.fingerprints, retry_failed),
+        load,
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=0.1,
     )
     clips = STAGES_OF[job.kind](clips, job.config, run)
-    clips = clips.map_batches(write_rows, fn_args=(out,), batch_size=1, batch_format="pyarrow", num_cpus=0.1)
+    clips = clips.map_batches(partial(write_rows, out=out), batch_size=1, batch_format="pyarrow", num_cpus=0.1)
     yield from clips.iter_rows()
 
 
@@ -269,9 +272,8 @@ def write_rows(table: pa.Table, out: str) -> pa.Table:
 
 def start_ray(config: CurateConfig) -> None:
     """Join the cluster that RAY_ADDRESS names (as `ray job submit` sets it), else start Ray on this machine."""
-    import logging
-    import os
-
+    # Ray's C++ core repeats on the terminal what it also raises; a bug still ends the job with its traceback.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     if not ray.is_initialized():
@@ -286,10 +288,10 @@ def start_ray(config: CurateConfig) -> None:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.issue_detectors_config.detectors = []  # advice to whoever sizes workers, not to whoever runs a job
     context.enable_progress_bars = False  # ours counts clips; Ray's counts blocks of every operator
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def _run_record(job: Job, summary: Summary, started_at: datetime, wall_s: float) -> dict[str, Any]:

@@ -58,8 +58,9 @@ def plan_work(
     todo: dict[str, Row] = {}
     done = 0
     for item in inputs:
-        row, version = by_name.get(item.uri, (None, None))
-        if row is None or version != item.version:
+        known = by_name.get(item.uri)
+        row, version = known if known else ({}, None)
+        if not known or version != item.version:
             todo[item.uri] = seed(None, item.uri, item.version, item.extra)
         elif row["clip_id"] in here and is_current(row, fingerprints, retry_failed):
             done += 1

@@ -50,7 +50,9 @@ def run_with_progress(job: Callable[[Watch], Result], strict: bool) -> None:
         if outcome["status"] == "failed" or not console.is_terminal:
             name = outcome["uri"].rsplit("/", 1)[-1]
             console.print(
-                f"  {outcome['status']:<9} {name}: {outcome['reason'] or 'same content as another input'}", markup=False
+                f"  {outcome['status']:<9} {name}: {outcome['reason'] or 'same content as another input'}",
+                markup=False,
+                soft_wrap=True,
             )
 
     try:

@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -143,28 +144,27 @@ def make_turns(entries: Sequence[dict[str, Any]]) -> list[Row]:
 def import_transcripts(seeds: ray.data.Dataset, run: Run) -> ray.data.Dataset:
     """Stage 'import': rows with a `uri` -> rows with `clip_id` (of the content) and `turns`."""
     return seeds.map_batches(
-        _import, fn_args=(run.stage("import"),), batch_size=1, batch_format="pyarrow", num_cpus=0.1
+        partial(_import, stage=run.stage("import")), batch_size=1, batch_format="pyarrow", num_cpus=0.1
     )
 
 
 def _import(table: pa.Table, stage: Stage) -> pa.Table:
-    rows = []
+    rows: list[Row] = []
     for row in table.to_pylist(maps_as_pydicts="strict"):
-        if row["clip_id"] is not None:
-            rows.append(row)  # imported by an earlier run
-            continue
-        try:
-            content, turns = _read(row["uri"])
-        except ClipError as error:
-            row["clip_id"] = hashlib.sha256(row["uri"].encode()).hexdigest()[:32]
-            rows.append(stage.record(row, error, 0.0))
-            continue
-        row["clip_id"] = hashlib.sha256(content).hexdigest()[:32]
-        if not stage.ledger.claim(row["clip_id"], row["uri"]):
-            rows.append({**row, "status": "duplicate"})
-            continue
-        rows.append(row | {"turns": turns, "duration_s": turns[-1]["end_s"] or turns[-1]["start_s"]})
+        rows.append(row if row["clip_id"] else _import_one(row, stage))  # it has an id: an earlier run imported it
     return stage.apply(to_table(rows), lambda row: {})
+
+
+def _import_one(row: Row, stage: Stage) -> Row:
+    try:
+        content, turns = _read(row["uri"])
+    except ClipError as error:
+        failed = {**row, "clip_id": hashlib.sha256(row["uri"].encode()).hexdigest()[:32]}
+        return stage.record(failed, error, 0.0)
+    clip_id = hashlib.sha256(content).hexdigest()[:32]
+    if not stage.ledger.claim(clip_id, row["uri"]):
+        return {**row, "clip_id": clip_id, "status": "duplicate"}
+    return {**row, "clip_id": clip_id, "turns": turns, "duration_s": turns[-1]["end_s"] or turns[-1]["start_s"]}
 
 
 def _read(uri: str) -> tuple[bytes, list[Row]]:
