@@ -279,7 +279,7 @@ def _join_numbers(text: str) -> str:
 
 def measure(args: argparse.Namespace) -> None:
     engine = CachedEngine(LlmConfig(model=args.model), args.cache)
-    excerpts = labelled(args.labels)
+    excerpts = labelled(args.labels)[: args.limit]
     y, second = (np.array([e[k] for e in excerpts]) for k in ("y", "second"))
     if args.way == "json":
         probability = one_json(excerpts, engine, args.letters)
@@ -292,14 +292,18 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def one_json(excerpts: Sequence[dict[str, Any]], engine: CachedEngine, letters: bool) -> np.ndarray:
-    """The other way of asking: one guided answer with thirty booleans; all excerpts in flight at once."""
+    """The other way of asking: one guided answer with thirty booleans; eight excerpts at once."""
     form = r"\{" + ", ".join(f'"{f.name}": (true|false)' for f in FEATURES) + r"\}"
     question = "Which of the properties hold? Answer with a JSON object of all thirty names and true or false."
     asked = []
     for excerpt in excerpts:
         turns = interpret(with_letters(excerpt["turns"]) if letters else excerpt["turns"], engine)
         asked.append(engine.render(prompts.system(), prompts.head(turns) + question))
-    answers = [json.loads(text) for text in engine.generate(asked, max_tokens=700, regex=form)]
+    texts: list[str] = []
+    for first in range(0, len(asked), 8):  # eight in flight, kept as they come
+        texts += engine.generate(asked[first : first + 8], max_tokens=700, regex=form)
+        print(f"{len(texts)}/{len(asked)} answers, {engine.seconds:.0f} s", flush=True)
+    answers = [json.loads(text) for text in texts]
     return np.array([[float(answer[n]) for n in NAMES] for answer in answers])
 
 
@@ -338,6 +342,7 @@ def main() -> None:
     one = commands.add_parser("measure")
     one.add_argument("--labels", type=Path, required=True)
     one.add_argument("--letters", action="store_true", help="hide the speaker labels")
+    one.add_argument("--limit", type=int, help="only so many excerpts")
     one.add_argument("--way", choices=("questions", "json"), default="questions")
     one.add_argument("--calibration", help="a file, or 'none' for raw answers")
     one.set_defaults(run=measure)
