@@ -275,6 +275,7 @@ def start_ray(config: CurateConfig) -> None:
     # Ray's C++ core repeats on the terminal what it also raises; a bug still ends the job with its traceback.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
+    import ray.data  # configures its loggers on import, so their level is set after it
 
     if not ray.is_initialized():
         if os.environ.get("RAY_ADDRESS"):
