@@ -223,7 +223,7 @@ def test_worker(tmp_path: Path) -> None:
 
 def test_identity_is_about_results_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deescal.stage.identity", lambda name: name)
-    same = TranscribeConfig(threads=7, windows_at_once=1, device="cpu", batch_size=3)
+    same = TranscribeConfig(threads=7, device="cpu", batch_size=3)
     assert same.identity() == TranscribeConfig().identity()
     assert TranscribeConfig(beam_size=1).identity() != TranscribeConfig(beam_size=3).identity()
 
