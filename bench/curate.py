@@ -11,6 +11,8 @@ Clips are the sample encounters, each copy made distinct by its metadata, so tha
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import tempfile
 import threading
 import time
@@ -21,6 +23,8 @@ import numpy as np
 import psutil
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # the fakes lie in tests/; Ray's workers look there too
+os.environ["PYTHONPATH"] = str(ROOT)
 ENCOUNTERS = ("traffic_stop", "crisis", "domestic", "trespass")
 
 
