@@ -36,7 +36,6 @@ class SelectConfig(StageConfig):
     paper_min_escalation: int = 3
     paper_min_deescalation: int = 3
     resources: Resources = Resources(num_cpus=0.1, memory_gib=0.2)
-    batch_size: int = 64
 
     @field_validator("context_filters")
     @classmethod
