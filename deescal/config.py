@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from deescal.errors import UserError
+from deescal.errors import UserError, one_line
+from deescal.storage import STORAGE_ERRORS, read_bytes
 
 
 class Config(BaseModel):
@@ -21,23 +24,37 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class Resources(Config):
-    """What one worker of a stage asks Ray for, and how many there are."""
+class TaskResources(Config):
+    """What one task of a stage without a model asks Ray for; Ray runs as many as fit."""
 
-    workers: int = 1
-    num_cpus: float = 1
-    num_gpus: float = 0
-    memory_gib: float = 1.0
+    num_cpus: float = Field(default=1, ge=0)
+    num_gpus: float = Field(default=0, ge=0)
+    memory_gib: float = Field(default=1.0, ge=0)
 
     def ray_options(self) -> dict[str, Any]:
         """Keyword arguments of `Dataset.map_batches` for one worker."""
         return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "memory": int(self.memory_gib * 2**30)}
 
 
+class Resources(TaskResources):
+    """The same for one worker that holds a model, and how many of them there are."""
+
+    workers: int = Field(default=1, ge=1)
+
+
 def _check_import_path(path: str) -> str:
     module, _, name = path.partition(":")
     if not module or not name:
         raise ValueError("expected 'package.module:Class'")
+    before = sys.path[:]
+    sys.path.append(os.getcwd())  # where Ray's workers look, too, but an installed command does not
+    try:
+        if find_spec(module) is None:
+            raise ImportError
+    except ImportError:  # it, or a package on the way to it
+        raise ValueError(f"there is no module '{module}'") from None
+    finally:
+        sys.path[:] = before
     return path
 
 
@@ -54,8 +71,8 @@ def load_engine(path: str) -> Any:
 C = TypeVar("C", bound=BaseModel)
 
 
-def load_config(path: str | Path | None, model: type[C], overrides: Sequence[str] = ()) -> C:
-    """YAML file (or nothing: all defaults) -> validated config; overrides are `a.b=value`, value in YAML.
+def load_config(path: str | os.PathLike[str] | None, model: type[C], overrides: Sequence[str] = ()) -> C:
+    """YAML file or URI (or nothing: all defaults) -> validated config; overrides are `a.b=value`, value in YAML.
 
     Raises:
         UserError: missing file, bad YAML, unknown key, or a value that does not fit, in one line each.
@@ -63,9 +80,11 @@ def load_config(path: str | Path | None, model: type[C], overrides: Sequence[str
     data: dict[str, Any] = {}
     if path is not None:
         try:
-            data = yaml.safe_load(Path(path).read_text()) or {}
-        except OSError as error:
-            raise UserError(f"config {path}: {error.strerror}") from error
+            data = yaml.safe_load(read_bytes(os.fspath(path)).decode("utf-8-sig")) or {}
+        except STORAGE_ERRORS as error:
+            raise UserError(f"config {path}: {getattr(error, 'strerror', None) or one_line(error)}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"config {path}: not text in UTF-8") from error
         except yaml.YAMLError as error:
             raise UserError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(data, dict):
@@ -87,10 +106,11 @@ def load_config(path: str | Path | None, model: type[C], overrides: Sequence[str
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise UserError(_explain(error, model, str(path) if path else "config")) from error
+        raise UserError(explain(error, model, str(path) if path else "config")) from error
 
 
-def _explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
+def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    """One line that names every field that is wrong, its value, and what is allowed."""
     lines = []
     for problem in error.errors():
         field = ".".join(str(part) for part in problem["loc"])
@@ -100,7 +120,9 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
         elif problem["type"] == "missing":
             lines.append(f"'{field}' is required")
         else:
-            lines.append(f"{field}={problem['input']!r}: {problem['msg']}")
+            # What two fields together get wrong is reported of their section, whose whole content would not be a line.
+            value = "" if isinstance(problem["input"], dict) else f"={problem['input']!r}"
+            lines.append(f"{field}{value}: {problem['msg'].removeprefix('Value error, ')}")
     return f"{where}: " + "; ".join(lines)
 
 

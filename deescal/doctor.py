@@ -25,7 +25,6 @@ NEEDED = (
     ("pyarrow",),
     ("s3fs",),
 )
-LOCAL_MEMORY_GIB = 10  # speech models 2, judge 5, Ray and rows 3
 CACHE_GIB = 6
 
 
@@ -91,6 +90,16 @@ def _torch() -> list[Finding]:
     return [Finding("note", "torch is a CUDA build, but no GPU is seen", "check the driver with nvidia-smi")]
 
 
+def local_memory_gib() -> float:
+    """What the local profile's stages ask Ray for at once, and Ray's object store; 0 where packages are missing."""
+    try:
+        from deescal.curate.config import CurateConfig
+    except ImportError:
+        return 0.0
+    config = CurateConfig()
+    return config.demand()["memory"] / 2**30 + config.ray.object_store_gib
+
+
 def _hardware() -> list[Finding]:
     import psutil
 
@@ -100,12 +109,13 @@ def _hardware() -> list[Finding]:
     findings = [Finding("ok", f"{cores} cores" + (", AMX: the judge runs at its best" if _has_amx() else ""))]
     if not _has_amx():
         findings[0] = Finding("note", f"{cores} cores without AMX", "the local judge will be several times slower")
-    enough = memory_gib >= LOCAL_MEMORY_GIB
+    wanted_gib = local_memory_gib()
+    enough = memory_gib >= wanted_gib
     findings.append(
         Finding(
             "ok" if enough else "missing",
-            f"{memory_gib:.0f} GiB of memory",
-            "" if enough else f"the local profile wants {LOCAL_MEMORY_GIB} GiB",
+            f"{memory_gib:.1f} GiB of memory",
+            "" if enough else f"the stages of the local profile ask for {wanted_gib:.1f} GiB together",
         )
     )
     if free_gib < CACHE_GIB:

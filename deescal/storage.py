@@ -6,16 +6,27 @@ AWS_ENDPOINT_URL, AWS_REGION), never from a config.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import fsspec
+from aiohttp import ClientError as HttpError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from deescal.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# What any call below may raise: missing, forbidden, unreachable. Anything else is a bug.
+STORAGE_ERRORS = (OSError, BotoCoreError, ClientError, HttpError)
 
 
 @lru_cache
@@ -44,6 +55,11 @@ def locate(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def is_local(uri: str) -> bool:
     return "://" not in uri or uri.startswith("file://")
+
+
+def absolute(uri: str) -> str:
+    """The same place whatever the working directory becomes: local paths from the root, others as they are."""
+    return locate(uri)[1] if is_local(uri) else uri.rstrip("/")
 
 
 def join(uri: str, *parts: str) -> str:
@@ -85,6 +101,48 @@ def write_json(uri: str, value: Any) -> None:
 
 def read_json(uri: str) -> Any:
     return json.loads(read_bytes(uri))
+
+
+def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file; only the given columns, where they are given."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(io.BytesIO(read_bytes(uri)), columns=list(columns) if columns else None)
+
+
+def write_table(uri: str, table: pa.Table) -> None:
+    """A Parquet file, whole or not at all; the same table gives the same bytes."""
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes(uri, buffer.getvalue())
+
+
+@contextmanager
+def writing(uri: str) -> Iterator[IO[bytes]]:
+    """A file to write piece by piece; it appears whole when the block ends, and not at all when it raises."""
+    filesystem, path = locate(uri)
+    if not is_local(uri):
+        with filesystem.transaction, filesystem.open(path, "wb") as file:
+            yield file
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_folder(uri: str) -> None:
+    """Delete a folder or prefix with all in it; one that is not there is no error."""
+    filesystem, path = locate(uri)
+    with suppress(FileNotFoundError):
+        filesystem.rm(path, recursive=True)
 
 
 def exists(uri: str) -> bool:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from deescal.config import Config, fingerprint, load_config, load_engine
+from deescal.curate.config import CurateConfig
 from deescal.errors import UserError
+from deescal.judge import calibration, cues
+from deescal.judge.prompts import PROMPT_VERSION
 
 
 class Inner(Config):
@@ -50,6 +54,61 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     bad.write_text("- 1")
     with pytest.raises(UserError, match="found a list"):
         load_config(bad, Outer)
+    bad.write_bytes("name: Señor".encode("cp1252"))
+    with pytest.raises(UserError, match="not text in UTF-8"):
+        load_config(bad, Outer)
+
+
+def test_a_config_is_read_from_any_place(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes("\ufeffname: Señor".encode())
+    assert load_config(f"file://{tmp_path}/c.yaml", Outer).name == "Señor"
+    with pytest.raises(UserError, match="scheme 'ftp'"):
+        load_config("ftp://host/c.yaml", Outer)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("transcribe.resources.workers=0", "transcribe.resources.workers=0: "),
+        ("diarize.resources.memory_gib=-1", "greater than or equal to 0"),
+        ("interpret.batch_size=0", "interpret.batch_size=0"),
+        ("select.resources.workers=2", "unknown key 'select.resources.workers' (allowed: num_cpus, "),
+        ("audio.resources.workers=2", "unknown key 'audio.resources.workers'"),
+        ("turns.resources.workers=2", "unknown key 'turns.resources.workers'"),
+        ("transcribe.engine=no.such.module:Engine", "there is no module 'no.such.module'"),
+        ("transcribe.engine=deescal.speech.wisper:Engine", "there is no module 'deescal.speech.wisper'"),
+        ("interpret.judge.window_tokens=4000", "leaves 96 of llm.max_model_len=4096 tokens"),
+        ("interpret.roles.max_tokens=4090", "roles.max_tokens=4090 leaves 6"),
+        ("interpret.llm.max_model_len=1024", "judge.window_tokens=1500 leaves -476"),
+    ],
+)
+def test_what_no_worker_could_run_with_is_refused_at_once(override: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, CurateConfig, [override])
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+def test_an_engine_may_lie_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_engine_of_a_test.py").write_text("class Mine: ...")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(None, CurateConfig, ["transcribe.engine=my_engine_of_a_test:Mine"])
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b'{"model": "x"}'])
+def test_a_wrong_calibration_is_the_users_mistake(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "c.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"judge\.calibration .*c\.json: no calibration"):
+        calibration.load("x", str(tmp_path / "c.json"))
+
+
+def test_a_calibration_of_another_shape_is_the_users_mistake(tmp_path: Path) -> None:
+    data = json.loads(calibration.PACKAGED.read_text())
+    data |= {"prompt_version": PROMPT_VERSION, "cues_version": cues.VERSION}
+    next(iter(data["features"].values()))["weights"].pop()
+    (tmp_path / "c.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match="no calibration"):
+        calibration.load(data["model"], str(tmp_path / "c.json"))
 
 
 def test_fingerprint_depends_on_values_not_on_key_order() -> None:
@@ -62,8 +121,6 @@ def test_load_engine_finds_a_class_by_path() -> None:
 
 
 def test_every_shipped_config_is_valid() -> None:
-    from deescal.curate.config import CurateConfig
-
     files = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
     assert files
     for file in files:

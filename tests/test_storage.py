@@ -27,5 +27,11 @@ def test_an_unknown_scheme_is_named() -> None:
         storage.locate("ftp://host/file")
 
 
+def test_a_place_stays_the_same_wherever_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("runs/a/") == f"{tmp_path}/runs/a" == storage.absolute(f"file://{tmp_path}/runs/a")
+    assert storage.absolute("s3://bucket/runs/a/") == "s3://bucket/runs/a"
+
+
 def test_file_uris_and_paths_are_the_same(tmp_path: Path) -> None:
     assert storage.locate(f"file://{tmp_path}/x") == storage.locate(f"{tmp_path}/x")

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from deescal.errors import UserError
-from deescal.storage import is_local, join, locate, read_bytes, version
+from deescal.errors import UserError, one_line
+from deescal.storage import STORAGE_ERRORS, is_local, join, locate, read_bytes, version
 
 # fmt: off
 MEDIA_SUFFIXES = frozenset({
@@ -36,15 +36,20 @@ def list_inputs(sources: Sequence[str]) -> list[Input]:
 
     A folder or prefix is searched to any depth for media by file name; a file named outright is taken
     whatever its name. A manifest (.csv, .jsonl, .parquet) has a column `uri`; relative ones are relative to
-    the manifest, and its other columns are carried through.
+    the manifest, and its other columns are carried through, whether or not another source names the file, too.
 
     Raises:
-        UserError: a source that does not exist, holds no media, or cannot be reached; a manifest without `uri`.
+        UserError: a source that does not exist, holds no media, or cannot be reached; a manifest without `uri`, with
+            a row that does not fit its columns, or that says of a file what another one contradicts.
     """
     found: dict[str, Input] = {}
     for source in sources:
         for item in _expand(source):
-            found.setdefault(item.uri, item)
+            known = found.get(item.uri)
+            if known and known.extra and item.extra and known.extra != item.extra:
+                raise UserError(f"source '{source}': '{item.uri}' was named before with other columns: {known.extra}")
+            if known is None or item.extra:
+                found[item.uri] = item
     return [found[uri] for uri in sorted(found)]
 
 
@@ -70,10 +75,8 @@ def _expand(source: str) -> Iterator[Input]:
                 )
         else:
             raise UserError(f"source '{source}': no such file, folder or prefix")
-    except UserError:
-        raise
-    except Exception as error:  # botocore and OS errors of many kinds, all meaning: cannot be listed
-        raise UserError(f"source '{source}': cannot be reached: {_one_line(error)}") from error
+    except STORAGE_ERRORS as error:
+        raise UserError(f"source '{source}': cannot be reached: {one_line(error)}") from error
     for name, info in files.items():
         yield Input(prefix + name, version(info))
 
@@ -95,7 +98,7 @@ def _manifest(source: str) -> Iterator[Input]:
         uri = path if is_local(uri) else uri
         try:
             known: str | None = version(filesystem.info(path))
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # missing or forbidden; a server that cannot be reached is not of this row
             known = None
         extra = {key: _as_text(value) for key, value in row.items() if key != "uri" and value is not None}
         yield Input(uri, known, extra)
@@ -111,19 +114,23 @@ def read_rows(uri: str) -> list[dict[str, Any]]:
     try:
         data = read_bytes(uri)
         if suffix == ".csv":
-            return list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
-        if suffix == ".jsonl":
-            return [json.loads(line) for line in data.decode().splitlines() if line.strip()]
-        import pyarrow.parquet as pq
+            rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+        elif suffix == ".jsonl":
+            rows = [json.loads(line) for line in data.split(b"\n") if line.strip()]
+        else:
+            import pyarrow.parquet as pq
 
-        return pq.read_table(io.BytesIO(data)).to_pylist()
+            rows = pq.read_table(io.BytesIO(data)).to_pylist()
     except Exception as error:  # decoding, JSON, CSV, Arrow: all mean the same to the user
-        raise UserError(f"'{uri}': cannot be read as {suffix}: {_one_line(error)}") from error
+        raise UserError(f"'{uri}': cannot be read as {suffix}: {one_line(error)}") from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"'{uri}': row {number} is not a JSON object")
+        if None in row:  # where csv puts what has no column
+            raise UserError(f"'{uri}': row {number} has more fields than columns (a comma outside quotes?)")
+    return rows
 
 
 def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text.encode(errors="replace").decode()  # half of a surrogate pair, which JSON can spell, is no character

@@ -1,179 +1,151 @@
-"""Transcripts made elsewhere -> rows of the CLIPS table with their turns filled in.
-
-Two formats: a CSV a clip with the columns start_time, speaker_label, transcript (the published DeEscalWild
-form), and JSON Lines with a clip a line: {"turns": [{"speaker", "text", optional start_s, end_s, role}]}, which
-is also what `deescal export --format jsonl` writes.
-"""
+"""Transcripts made elsewhere (see `formats`) -> rows of the CLIPS table with their turns filled in."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import re
-import sys
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from deescal.errors import ClipError, UserError
+from deescal.errors import ClipError, UserError, one_line
+from deescal.ingest.formats import parse_csv, parse_json
 from deescal.ingest.sources import Input
 from deescal.schema import Row, to_table
 from deescal.stage import Run, Stage
-from deescal.storage import is_local, locate, read_bytes, version
+from deescal.storage import STORAGE_ERRORS, is_local, locate, read_bytes, version
 
 if TYPE_CHECKING:
     import ray.data
 
-CSV_COLUMNS = ("start_time", "speaker_label", "transcript")
-_CLOCK = re.compile(r"^\s*\[?(?:(\d+):)?(\d+):(\d+(?:[.,]\d+)?)\]?\s*$")
+SUFFIXES = (".csv", ".jsonl")
+PLATFORMS = ("youtube", "tiktok", "facebook", "instagram", "x", "twitter", "vimeo", "rumble")
+SPLITS = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+_LINE = re.compile(r"(.+\.jsonl)#(\d+)", re.IGNORECASE | re.DOTALL)  # a clip in a .jsonl file
 
 
-def list_transcripts(sources: Sequence[str]) -> list[Input]:
+def list_transcripts(sources: Sequence[str], suffixes: tuple[str, ...] = SUFFIXES) -> list[Input]:
     """Files, folders and globs -> one input a clip; a clip in a .jsonl file is named `file#line`.
 
+    What a file's name and folder tell is carried in `extra`: `platform` (youtube_1.csv), and `official_split` (train,
+    validation or test, by the folder it lies in).
+
+    Args:
+        suffixes: of the files that are taken, of those in SUFFIXES.
+
     Raises:
-        UserError: a source without a .csv or .jsonl file, or that cannot be reached.
+        UserError: a source without such a file, or that cannot be reached.
     """
     found: dict[str, Input] = {}
     for source in sources:
-        filesystem, path = locate(source)
-        prefix = "" if is_local(source) else source.partition("://")[0] + "://"
         try:
-            names = filesystem.find(path) if filesystem.isdir(path) else filesystem.glob(path)
-            names = [n for n in names if PurePosixPath(n).suffix.lower() in (".csv", ".jsonl")]
-            infos = {name: filesystem.info(name) for name in names}
-        except Exception as error:  # botocore and OS errors of many kinds, all meaning: cannot be listed
-            raise UserError(f"source '{source}': cannot be reached: {str(error).splitlines()[0]}") from error
-        if not names:
-            raise UserError(f"source '{source}': no .csv or .jsonl transcript there")
-        for name in names:
-            uri, tag = prefix + name, version(infos[name])
-            if name.lower().endswith(".csv"):
-                found[uri] = Input(uri, tag)
-                continue
-            lines = read_bytes(uri).decode(errors="replace").splitlines()
-            found.update(
-                {f"{uri}#{n}": Input(f"{uri}#{n}", tag) for n, line in enumerate(lines, start=1) if line.strip()}
-            )
+            items = [item for uri, tag in _list(source, suffixes) for item in _inputs(uri, tag)]
+        except STORAGE_ERRORS as error:
+            raise UserError(f"source '{source}': cannot be reached: {one_line(error)}") from error
+        if not items:
+            raise UserError(f"source '{source}': no {' or '.join(suffixes)} transcript there")
+        found.update((item.uri, item) for item in items)
     return [found[uri] for uri in sorted(found)]
 
 
-def parse_csv(data: bytes) -> list[Row]:
-    """A published-format CSV -> turns. Rows without words are left out.
+def _list(source: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
+    """URI and version of every transcript file."""
+    filesystem, path = locate(source)
+    prefix = "" if is_local(source) else source.partition("://")[0] + "://"
+    if filesystem.isdir(path):
+        infos = filesystem.find(path, detail=True)
+    elif filesystem.exists(path):
+        infos = {path: filesystem.info(path)}
+    else:
+        infos = filesystem.glob(path, detail=True)
+    return [(prefix + name, version(info)) for name, info in infos.items() if name.lower().endswith(suffixes)]
 
-    Raises:
-        ClipError: not text, a column is missing, a time is not one, or no row has words.
+
+def _inputs(uri: str, tag: str) -> list[Input]:
+    extra = _named(PurePosixPath(uri))
+    if uri.lower().endswith(".csv"):
+        return [Input(uri, tag, extra)]
+    lines = read_bytes(uri).split(b"\n")
+    return [Input(f"{uri}#{n}", tag, extra) for n, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _named(path: PurePosixPath) -> dict[str, str]:
+    """What the names of the file and of its folder tell."""
+    platform, separator, _ = path.name.lower().replace("-", "_").partition("_")
+    split = SPLITS.get(path.parent.name.lower())
+    extra = {"platform": platform} if separator and platform in PLATFORMS else {}
+    return {**extra, "official_split": split} if split else extra
+
+
+def import_transcripts(seeds: ray.data.Dataset, run: Run, accept: bool = False) -> ray.data.Dataset:
+    """Stage 'import': rows with a `uri` -> rows with `clip_id` (of the content), `turns` and `oddities`.
+
+    Args:
+        seeds: rows under way.
+        run: the run they belong to.
+        accept: the rows are finished with this stage: accepted as published, without being judged.
     """
-    csv.field_size_limit(sys.maxsize)  # a stray quote can make one field of half a file
+    batch = partial(_import, stage=run.stage("import"), accept=accept)
+    return seeds.map_batches(batch, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
+
+
+def _import(table: pa.Table, stage: Stage, accept: bool) -> pa.Table:
+    rows = table.to_pylist(maps_as_pydicts="strict")
+    contents: dict[str, bytes | ClipError] = {}
+    for row in filter(stage.owed, rows):
+        try:
+            content = _read(row["uri"], row["source_version"])
+        except ClipError as error:
+            row["clip_id"] = _id(row["uri"].encode())
+            contents[row["clip_id"]] = error
+            continue
+        row["clip_id"] = _id(content)
+        if stage.ledger.claim(row["clip_id"], row["uri"]):
+            contents[row["clip_id"]] = content
+        else:
+            row["status"] = "duplicate"
+
+    def process(row: Row) -> Row:
+        content = contents[row["clip_id"]]
+        if isinstance(content, ClipError):
+            raise content
+        parsed = parse_json(content) if _LINE.fullmatch(row["uri"]) else parse_csv(content)
+        times = [t for turn in parsed.turns for t in (turn["start_s"], turn["end_s"]) if t is not None]
+        filled = {"turns": parsed.turns, "oddities": parsed.oddities, "duration_s": max(times, default=None)}
+        return {**filled, "status": "accepted", "reason": "as published"} if accept else filled
+
+    return stage.apply(to_table(rows), process)
+
+
+def _id(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _read(uri: str, tag: str | None) -> bytes:
+    """The content of a clip: a file, or a line of one."""
+    line = _LINE.fullmatch(uri)
     try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-        rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ClipError(f"not a CSV in UTF-8: {error}") from error
-    missing = [column for column in CSV_COLUMNS if column not in (reader.fieldnames or ())]
-    if missing:
-        raise ClipError(f"no column {', '.join(missing)} (it has: {', '.join(reader.fieldnames or ()) or 'none'})")
-    entries = []
-    for number, row in enumerate(rows, start=2):
-        if (row["transcript"] or "").strip():
-            start_s = parse_time(row["start_time"] or "", f"line {number}")
-            entries.append({"speaker": row["speaker_label"], "text": row["transcript"], "start_s": start_s})
-    return make_turns(entries)
+        if line is None:
+            return read_bytes(uri)
+        return _lines(line[1], tag)[int(line[2]) - 1]
+    except FileNotFoundError:
+        raise ClipError("file not found") from None
+    except STORAGE_ERRORS as error:
+        raise ClipError(f"cannot be read: {one_line(error)}") from error
+    except IndexError:
+        raise ClipError("the file has no such line any more") from None
 
 
-def parse_json(line: str) -> list[Row]:
-    """One line of JSON -> turns.
-
-    Raises:
-        ClipError: not JSON, or no `turns` with `speaker` and `text`.
-    """
-    try:
-        turns = json.loads(line)["turns"]
-        return make_turns([t for t in turns if str(t["text"]).strip()])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ClipError('not a transcript: expected {"turns": [{"speaker": ..., "text": ...}]}') from error
-
-
-def parse_time(text: str, where: str) -> float:
-    """'75.2', '01:15' or '00:01:15.2' -> seconds.
-
-    Raises:
-        ClipError: it is none of these.
-    """
-    clock = _CLOCK.match(text)
-    if clock:
-        hours, minutes, seconds = clock.groups()
-        return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds.replace(",", "."))
-    try:
-        return float(text)
-    except ValueError:
-        raise ClipError(f"{where}: start_time {text!r} is not a time (75.2, 01:15 or 00:01:15.2)") from None
-
-
-def make_turns(entries: Sequence[dict[str, Any]]) -> list[Row]:
-    """Entries with speaker, text and perhaps start_s, end_s -> TURN rows; what only speech could tell is null.
-
-    Raises:
-        ClipError: no entry.
-    """
-    if not entries:
-        raise ClipError("no turn has words")
-    starts = [e.get("start_s") for e in entries] + [None]
-    return [
-        {
-            "turn_id": i,
-            "start_s": starts[i],
-            "end_s": entry.get("end_s", starts[i + 1]),
-            "speaker": str(entry["speaker"] or "?").strip(),
-            "role": None,
-            "text": str(entry["text"]).strip(),
-            "words": [],
-            "overlap_share": None,
-            "assignment_margin": None,
-            "asr_confidence": None,
-        }
-        for i, entry in enumerate(entries)
-    ]
-
-
-def import_transcripts(seeds: ray.data.Dataset, run: Run) -> ray.data.Dataset:
-    """Stage 'import': rows with a `uri` -> rows with `clip_id` (of the content) and `turns`."""
-    return seeds.map_batches(
-        partial(_import, stage=run.stage("import")), batch_size=1, batch_format="pyarrow", num_cpus=0.1
-    )
-
-
-def _import(table: pa.Table, stage: Stage) -> pa.Table:
-    rows: list[Row] = []
-    for row in table.to_pylist(maps_as_pydicts="strict"):
-        rows.append(row if row["clip_id"] else _import_one(row, stage))  # it has an id: an earlier run imported it
-    return stage.apply(to_table(rows), lambda row: {})
-
-
-def _import_one(row: Row, stage: Stage) -> Row:
-    try:
-        content, turns = _read(row["uri"])
-    except ClipError as error:
-        failed = {**row, "clip_id": hashlib.sha256(row["uri"].encode()).hexdigest()[:32]}
-        return stage.record(failed, error, 0.0)
-    clip_id = hashlib.sha256(content).hexdigest()[:32]
-    if not stage.ledger.claim(clip_id, row["uri"]):
-        return {**row, "clip_id": clip_id, "status": "duplicate"}
-    return {**row, "clip_id": clip_id, "turns": turns, "duration_s": turns[-1]["end_s"] or turns[-1]["start_s"]}
-
-
-def _read(uri: str) -> tuple[bytes, list[Row]]:
-    file, _, line = uri.partition("#")
-    try:
-        data = read_bytes(file)
-    except OSError as error:
-        raise ClipError(f"cannot be read: {error}") from error
-    if not line:
-        return data, parse_csv(data)
-    text = data.decode(errors="replace").splitlines()[int(line) - 1]
-    return text.encode(), parse_json(text)
+@lru_cache(maxsize=1)  # a worker takes the lines of a file one after another
+def _lines(uri: str, tag: str | None) -> list[bytes]:
+    return read_bytes(uri).split(b"\n")

@@ -56,6 +56,12 @@ def test_a_manifest_carries_its_other_columns(videos: Path, kind: str) -> None:
         (lambda d: str((d / "m.csv").write_text("url\nx\n") and d / "m.csv"), "no column 'uri'"),
         (lambda d: str((d / "m.csv").write_text("uri\n") and d / "m.csv"), "no rows"),
         (lambda d: str((d / "m.jsonl").write_text("{") and d / "m.jsonl"), "cannot be read as .jsonl"),
+        (lambda d: str((d / "m.csv").write_text("uri,city\na.mp4,X\nb.mp4,Y,Z\n") and d / "m.csv"), "row 2 has more"),
+        (
+            lambda d: str((d / "m.jsonl").write_text('{"uri": "a"}\n[1]') and d / "m.jsonl"),
+            "row 2 is not a JSON object",
+        ),
+        (lambda d: str((d / "m.csv").write_text("uri,city\na.mp4,X\na.mp4,Y\n") and d / "m.csv"), "other columns"),
         (lambda d: "ftp://host/x.mp4", "scheme 'ftp'"),
     ],
 )
@@ -64,6 +70,22 @@ def test_a_bad_source_is_one_line_that_names_it(tmp_path: Path, make, words: str
         list_inputs([make(tmp_path)])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_counts_beside_the_folder_of_its_files(videos: Path) -> None:
+    (videos / "list.csv").write_text("uri,city\na.mp4,Springfield\n")
+    for sources in ([str(videos), str(videos / "list.csv")], [str(videos / "list.csv"), str(videos)]):
+        first, second = list_inputs(sources)
+        assert (first.extra, second.extra) == ({"city": "Springfield"}, {})
+    (videos / "other.csv").write_text("uri,city\na.mp4,Shelbyville\n")
+    with pytest.raises(UserError, match=r"other\.csv.*a\.mp4' was named before with other columns.*Springfield"):
+        list_inputs([str(videos / "list.csv"), str(videos / "other.csv")])
+
+
+def test_a_jsonl_manifest_may_hold_other_line_separators(videos: Path) -> None:
+    rows = [{"uri": "a.mp4", "title": "one\u2028two"}, {"uri": "deep/b.MKV", "title": "three\x85"}]
+    (videos / "m.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    assert [i.extra["title"] for i in list_inputs([str(videos / "m.jsonl")])] == ["one\u2028two", "three\x85"]
 
 
 def test_a_changed_file_has_another_version(videos: Path) -> None:
