@@ -10,6 +10,7 @@ import hashlib
 import io
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from deescal import storage
 from deescal.errors import ClipError
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE_HZ = 16_000  # what every speech model here takes
 MAX_LOST_SHARE = 0.05  # of the sound; a clip that lost more is refused, since its dialogue has holes
-MAX_GAP_S = 60.0  # a longer jump of the clock is a fault of the recorder, not silence
+MAX_GAP_S = 60.0  # a longer jump of the clock between sounds is a fault of the recorder, not silence
 MIN_GAP_S = 0.1  # shorter ones are rounding
 # Only these are opened: FFmpeg would also open playlists, which read other files, and text files as pictures.
 CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,mxf,mp3,aac,wav,w64,flac,ogg,aiff,caf,amr"
@@ -37,9 +39,11 @@ CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,mxf,mp3,aac,wa
 class AudioConfig(StageConfig):
     """Limits of what is taken as a clip."""
 
-    min_duration_s: float = 1.0
-    max_duration_s: float = 4 * 3600.0
-    max_gib: float = 20.0  # size of the file; one from an object store is copied to the local disk first
+    min_duration_s: float = Field(default=1.0, ge=0)
+    max_duration_s: float = Field(default=4 * 3600.0, gt=0)
+    max_gib: float = Field(
+        default=20.0, gt=0
+    )  # size of the file; one from an object store is copied to the local disk first
 
 
 @dataclass(frozen=True)
@@ -68,20 +72,22 @@ def extract_batch(table: pa.Table, config: AudioConfig, stage: Stage, out: str) 
     rows = table.to_pylist(maps_as_pydicts="strict")
     unreadable: dict[str, ClipError] = {}
     files: dict[str, Path] = {}
+    fetch_s: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="deescal-") as scratch:
         for row in filter(stage.owed, rows):
+            began = time.perf_counter()
             try:
                 file = local_copy(row["uri"], Path(scratch), config.max_gib)
-                clip_id = content_id(file)
+                row["clip_id"] = content_id(file)
             except ClipError as error:
                 row["clip_id"] = uri_id(row["uri"])
                 unreadable[row["clip_id"]] = error
-                continue
-            row["clip_id"] = clip_id
-            if stage.ledger.claim(clip_id, row["uri"]):
-                files[clip_id] = file
             else:
-                row["status"] = "duplicate"
+                if stage.ledger.claim(row["clip_id"], row["uri"]):
+                    files[row["clip_id"]] = file
+                else:
+                    row["status"] = "duplicate"
+            fetch_s[row["uri"]] = time.perf_counter() - began
 
         def process(row: Row) -> Row:
             clip_id = row["clip_id"]
@@ -97,7 +103,12 @@ def extract_batch(table: pa.Table, config: AudioConfig, stage: Stage, out: str) 
                 "audio": audio,
             }
 
-        return stage.apply(to_table(rows), process)
+        done = stage.apply(to_table(rows), process).to_pylist(maps_as_pydicts="strict")
+    for row in done:
+        for entry in row["stages"] or ():
+            if entry["stage"] == stage.name:  # copying and hashing is most of the work for an object store
+                entry["seconds"] += fetch_s.get(row["uri"], 0.0)
+    return to_table(done)
 
 
 def content_id(file: Path) -> str:
@@ -158,8 +169,9 @@ def _unreadable(error: Exception) -> ClipError:
 def decode_audio(file: str | Path | BinaryIO, config: AudioConfig | None = None) -> Decoded:
     """Decode the best audio stream of a media file, once, to 16 kHz mono.
 
-    Sound that starts later than the picture, and gaps in its clock, become silence, so that times are those of
-    the clip. Damaged packets are passed over as long as no more than MAX_LOST_SHARE of the sound is lost.
+    Sound that starts later than the picture (body cameras keep a minute of mute picture from before the recording),
+    and gaps in its clock, become silence, so that times are those of the clip. Damaged packets are passed over as long
+    as no more than MAX_LOST_SHARE of the sound is lost.
 
     Raises:
         ClipError: empty, no media file, truncated, no audio stream, damaged, too short or too long.
@@ -184,20 +196,20 @@ def decode_audio(file: str | Path | BinaryIO, config: AudioConfig | None = None)
         declared_s = _declared_duration(stream)
         if declared_s is not None and declared_s > config.max_duration_s + 1:
             raise ClipError(_too_long(config))
-        pieces, samples = [], 0
-        for piece in _decode(container, stream):
-            pieces.append(piece)
-            samples += len(piece)
-            if samples > config.max_duration_s * SAMPLE_RATE_HZ:
+        sound = bytearray()  # grows in place: a list of pieces would be in memory twice when it is joined
+        for piece in _decode(container, stream, config):
+            sound += piece.tobytes()
+            if len(sound) > 2 * config.max_duration_s * SAMPLE_RATE_HZ:
                 raise ClipError(_too_long(config))
-        duration_s = samples / SAMPLE_RATE_HZ
-        if samples == 0:
+        samples = np.frombuffer(sound, np.int16)
+        duration_s = len(samples) / SAMPLE_RATE_HZ
+        if duration_s == 0:
             raise ClipError("no sound could be decoded")
         if declared_s is not None and duration_s < declared_s * (1 - MAX_LOST_SHARE) - 0.5:
             raise ClipError(f"truncated: {duration_s:.1f} s of {declared_s:.1f} s of sound could be decoded")
         if duration_s < config.min_duration_s:
             raise ClipError(f"{duration_s:.2f} s of sound, at least {config.min_duration_s:g} s are needed")
-        return Decoded(np.concatenate(pieces), duration_s, container.format.name, stream.codec_context.name)
+        return Decoded(samples, duration_s, container.format.name, stream.codec_context.name)
 
 
 def _too_long(config: AudioConfig) -> str:
@@ -233,11 +245,14 @@ def _boxes(content: BinaryIO, size: int) -> list[str]:
 
 
 def _declared_duration(stream: Any) -> float | None:
-    """Seconds of sound that the file says it has; None where it does not say, or only estimates."""
+    """Second of the clip at which the file says its sound ends; None where it does not say, or only estimates."""
+    import av
+
     if stream.container.format.name in ("mp3", "aac", "amr", "mpeg", "mpegts"):
         return None
     if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
+        starts_s = (stream.start_time or 0) * stream.time_base - (stream.container.start_time or 0) / av.time_base
+        return float(stream.duration * stream.time_base + max(0, starts_s))
     clock = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if clock is None:
         return None
@@ -245,11 +260,11 @@ def _declared_duration(stream: Any) -> float | None:
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
 
 
-def _decode(container: Any, stream: Any) -> Iterator[np.ndarray]:
+def _decode(container: Any, stream: Any, config: AudioConfig) -> Iterator[np.ndarray]:
     """Pieces of int16 mono sound, gaps filled.
 
     Raises:
-        ClipError: more than MAX_LOST_SHARE of the packets cannot be decoded.
+        ClipError: more than MAX_LOST_SHARE of the packets cannot be decoded, or sound begins after max_duration_s.
     """
     import av
 
@@ -277,7 +292,9 @@ def _decode(container: Any, stream: Any) -> Iterator[np.ndarray]:
                 shape = (frame.format.name, frame.layout.name, frame.sample_rate)
                 resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE_HZ)
             gap_s = 0.0 if frame.time is None else frame.time - start_s - samples / SAMPLE_RATE_HZ
-            if MIN_GAP_S < gap_s <= MAX_GAP_S:
+            if samples == 0 and gap_s > config.max_duration_s:
+                raise ClipError(_too_long(config))
+            if gap_s > MIN_GAP_S and (gap_s <= MAX_GAP_S or samples == 0):
                 silence = np.zeros(round(gap_s * SAMPLE_RATE_HZ), np.int16)
                 samples += len(silence)
                 yield silence
@@ -323,5 +340,7 @@ def load_audio(out: str, audio: str) -> np.ndarray:
     import av
 
     with av.open(io.BytesIO(storage.read_bytes(storage.resolve(out, audio))), "r") as container:
-        samples = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
-    return samples.astype(np.float32) / 32768
+        sound = bytearray()
+        for frame in container.decode(audio=0):
+            sound += (frame.to_ndarray()[0] / np.float32(32768)).tobytes()
+    return np.frombuffer(sound, np.float32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 Word = dict[str, Any]
@@ -63,13 +64,16 @@ def intersect(a: Sequence[Span], b: Sequence[Span]) -> list[Span]:
 def subtract(a: Sequence[Span], b: Sequence[Span]) -> list[Span]:
     """What is in `a` and not in `b`; each must be free of overlap and in order."""
     left: list[Span] = []
+    first = 0
     for start, end in a:
-        for cut_start, cut_end in b:
-            if cut_end <= start or cut_start >= end:
-                continue
-            if cut_start > start:
-                left.append((start, cut_start))
-            start = max(start, cut_end)
+        while first < len(b) and b[first][1] <= start:
+            first += 1
+        i = first
+        while i < len(b) and b[i][0] < end:
+            if b[i][0] > start:
+                left.append((start, b[i][0]))
+            start = max(start, b[i][1])
+            i += 1
         if end > start:
             left.append((start, end))
     return left
@@ -84,12 +88,10 @@ def pack_windows(
     context helps. A span of speech is never cut, so none may be longer than `window_s - 2 * pad_s`.
     """
     windows: list[list[Span]] = []
-    for start, end in speech:
-        start, end = max(0.0, start - pad_s), min(duration_s, end + pad_s)
-        window = windows[-1] if windows else []
-        if window:
+    for start, end in _padded(speech, duration_s, pad_s):
+        if windows:
+            window = windows[-1]
             last_start, last_end = window[-1]
-            start = max(start, last_end)  # the padding of neighbours must not overlap
             joined = start - last_end <= pause_s
             added = end - (last_end if joined else start)
             if seconds(window) + added <= window_s:
@@ -98,9 +100,17 @@ def pack_windows(
                 else:
                     window.append((start, end))
                 continue
-        if end > start:
-            windows.append([(start, end)])
+        windows.append([(start, end)])
     return windows
+
+
+def _padded(speech: Sequence[Span], duration_s: float, pad_s: float) -> list[Span]:
+    """The spans with `pad_s` on both sides, or half of the pause where that is less: none reaches into another."""
+    cuts = [0.0, *((a[1] + b[0]) / 2 for a, b in pairwise(speech)), duration_s]
+    return [
+        (max(start - pad_s, before), min(end + pad_s, after))
+        for (start, end), before, after in zip(speech, cuts, cuts[1:], strict=False)
+    ]
 
 
 def clip_time(pieces: Sequence[Span], window_time_s: float) -> float:
@@ -138,7 +148,7 @@ def coverage(words: Iterable[Word], speech: Sequence[Span]) -> float:
 
 def uncovered_spans(words: Iterable[Word], speech: Sequence[Span], min_s: float) -> list[Span]:
     """Stretches of speech of `min_s` and more that no word accounts for; those with a short pause between joined."""
-    missed = union(subtract(union(speech), vouched(words)), gap_s=WORD_MARGIN_S)
+    missed = union(subtract(union(speech), vouched(words)), gap_s=2 * WORD_MARGIN_S)  # merge_words takes in as much
     return [span for span in missed if seconds([span]) >= min_s]
 
 
@@ -207,20 +217,18 @@ def join_text(words: Iterable[Word], change: Any = str) -> str:
     return str(change(" ".join(w["text"] for w in words)))
 
 
-def merge_words(words: Sequence[Word], extra: Sequence[Word], spans: Sequence[Span]) -> list[Word]:
-    """Words found by decoding `spans` again, put among the others in order of time.
+def merge_words(words: Sequence[Word], extra: Sequence[Word], span: Span) -> list[Word]:
+    """Words found by decoding one span again, put among the others in order of time.
 
-    A span is decoded with some sound around it, so an extra word is taken only where its middle is in a span
+    A span is decoded with some sound around it, so an extra word is taken only where its middle is in the span
     (give or take the margin), and not where the same word is there already or where another word holds that time.
     """
+    low_s, high_s = span[0] - WORD_MARGIN_S, span[1] + WORD_MARGIN_S
     taken = []
     for word in extra:
         middle_s = (word["start_s"] + word["end_s"]) / 2
-        if not any(start - WORD_MARGIN_S <= middle_s <= end + WORD_MARGIN_S for start, end in spans):
-            continue
-        if any(_clashes(word, middle_s, other) for other in words):
-            continue
-        taken.append(word)
+        if low_s <= middle_s <= high_s and not any(_clashes(word, middle_s, other) for other in words):
+            taken.append(word)
     return sorted([*words, *taken], key=lambda w: (w["start_s"], w["end_s"]))
 
 

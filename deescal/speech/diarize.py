@@ -13,6 +13,7 @@ import os
 import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +22,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from deescal.config import Config, ImportPath, Resources, load_engine
-from deescal.errors import ClipError, UserError
+from deescal.errors import ClipError, UserError, one_line
 from deescal.models import resolve
 from deescal.schema import Row
 from deescal.speech.audio import SAMPLE_RATE_HZ, load_audio
@@ -30,6 +31,7 @@ from deescal.stage import Run, Stage, StageConfig
 if TYPE_CHECKING:
     import ray.data
 
+MAX_LINKED = 4000  # vectors that are compared pair by pair: those of an hour, in 128 MB
 NOBODY = -2  # pyannote's mark of a local speaker that belongs to no cluster
 
 
@@ -182,11 +184,17 @@ def make_exclusive(spans: Sequence[Row]) -> list[Row]:
     edges = sorted({t for s in spans for t in (s["start_s"], s["end_s"])})
     result: list[Row] = []
     ordered = sorted(spans, key=lambda s: (s["start_s"], -s["end_s"], s["speaker"]))
+    begun = 0
+    open_: list[int] = []  # the spans that have begun, last first; those that ended go when they come to the top
     for start_s, end_s in pairwise(edges):
-        owners = [s for s in ordered if s["start_s"] <= start_s and s["end_s"] >= end_s]
-        if not owners:
+        while begun < len(ordered) and ordered[begun]["start_s"] <= start_s:
+            heappush(open_, -begun)
+            begun += 1
+        while open_ and ordered[-open_[0]]["end_s"] <= start_s:
+            heappop(open_)
+        if not open_:
             continue
-        speaker = owners[-1]["speaker"]
+        speaker = ordered[-open_[0]]["speaker"]
         if result and result[-1]["speaker"] == speaker and result[-1]["end_s"] == start_s:
             result[-1]["end_s"] = end_s
         else:
@@ -207,8 +215,6 @@ def cluster_speakers(
     local: LocalSpeakers, config: ClusteringConfig, step_s: float, min_speakers: int, max_speakers: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Local speakers -> (cluster of each, NOBODY where there is none; centroid of each cluster, unit norm)."""
-    from scipy.cluster.hierarchy import fcluster, linkage
-
     known = ~np.isnan(local.embeddings).any(axis=2)
     if not known.any():  # a few words, each too short to tell: one speaker
         return np.where(local.active, 0, NOBODY), np.zeros((1, local.embeddings.shape[2]))
@@ -218,12 +224,7 @@ def cluster_speakers(
         if chosen.sum() >= max(4, min_speakers) or share == 0:
             break
     vectors = local.embeddings[chosen]
-    groups = np.zeros(len(vectors), dtype=int)
-    if len(vectors) > 1:
-        tree = linkage(vectors, method="average", metric="euclidean")
-        groups = fcluster(tree, config.group_distance, criterion="distance") - 1
-        if groups.max() + 1 < min_speakers:
-            groups = fcluster(tree, min_speakers, criterion="maxclust") - 1
+    groups = _groups(vectors, config.group_distance, min_speakers)
     needed = max(1, round(min(config.min_speaker_s / step_s, 0.1 * len(vectors))))
     sizes = np.bincount(groups)
     large = np.argsort(-sizes, kind="stable")[: max(min_speakers, int((sizes >= needed).sum()))]
@@ -242,6 +243,29 @@ def cluster_speakers(
         centroids = np.delete(centroids, j, axis=0)
     centroids = _unit(centroids)
     return _assign(local, centroids), centroids
+
+
+def _groups(vectors: np.ndarray, distance: float, min_groups: int) -> np.ndarray:
+    """(n,): the group of each unit vector, by average linkage up to `distance`.
+
+    Linkage takes memory by the square of their number: of very many, MAX_LINKED spread over the clip make the groups,
+    and the others go to the nearest.
+    """
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    n = len(vectors)
+    if n < 2:
+        return np.zeros(n, dtype=int)
+    linked = vectors[np.linspace(0, n - 1, min(n, MAX_LINKED)).round().astype(int)]
+    tree = linkage(linked, method="average", metric="euclidean")
+    groups: np.ndarray = fcluster(tree, distance, criterion="distance") - 1
+    if groups.max() + 1 < min_groups:
+        groups = fcluster(tree, min_groups, criterion="maxclust") - 1
+    if n <= MAX_LINKED:
+        return groups
+    centroids = _unit(np.stack([linked[groups == g].sum(axis=0) for g in range(groups.max() + 1)]))
+    nearest: np.ndarray = (vectors @ centroids.T).argmax(axis=1)
+    return nearest
 
 
 def _contrast(local: LocalSpeakers, centroids: np.ndarray, min_clean_s: float) -> np.ndarray:
@@ -292,7 +316,7 @@ def _pretrained(name: str) -> Any:
     try:
         pipeline = Pipeline.from_pretrained(resolve(name), token=os.environ.get("HF_TOKEN"))
     except OSError as error:  # hub and file errors are all of this kind
-        raise UserError(f"diarization pipeline '{name}': {str(error).splitlines()[0]}") from error
+        raise UserError(f"diarization pipeline '{name}': {one_line(error)}") from error
     if pipeline is None:
         raise UserError(f"diarization pipeline '{name}': not found, or gated and HF_TOKEN is not set")
     return pipeline

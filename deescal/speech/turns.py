@@ -7,9 +7,10 @@ follow their neighbours: a lone word inside another's speech, and a word that a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -54,24 +55,29 @@ def assign_words(
 ) -> list[OwnedWord]:
     """Every word with its speaker, in order of start."""
     ordered = sorted(words, key=lambda w: (w["start_s"], w["end_s"]))
-    owned = [_own(word, speaker_spans, exclusive_spans, config) for word in ordered]
+    spans, exclusive = _Spans(speaker_spans), _Spans(exclusive_spans)
+    of_speaker: dict[str, list[Span]] = {}
+    for span in (*exclusive_spans, *speaker_spans):
+        of_speaker.setdefault(span["speaker"], []).append(span)
+    everyone = {speaker: _Spans(own) for speaker, own in of_speaker.items()}
+    owned = [_own(word, spans, exclusive, everyone, config) for word in ordered]
     return _follow_sentences(_join_islands(owned, config), config)
 
 
 def make_turns(owned: Sequence[OwnedWord], speaker_spans: Sequence[Span], config: TurnsConfig) -> list[Row]:
     """Consecutive words of one speaker -> schema.TURN dicts in order of start, role None."""
     groups: list[list[OwnedWord]] = []
+    ends_s = 0.0  # of the last group
     for word in owned:
         last = groups[-1] if groups else None
-        if (
-            last is not None
-            and last[-1].speaker == word.speaker
-            and word.word["start_s"] - max(w.word["end_s"] for w in last) <= config.max_gap_s
-        ):
+        if last and last[-1].speaker == word.speaker and word.word["start_s"] - ends_s <= config.max_gap_s:
             last.append(word)
+            ends_s = max(ends_s, word.word["end_s"])
         else:
             groups.append([word])
-    return [_turn(i, group, speaker_spans) for i, group in enumerate(groups)]
+            ends_s = word.word["end_s"]
+    spans = _Spans(speaker_spans)
+    return [_turn(i, group, spans) for i, group in enumerate(groups)]
 
 
 def assign_turns(ds: ray.data.Dataset, config: TurnsConfig, run: Run) -> ray.data.Dataset:
@@ -101,7 +107,29 @@ def process(row: Row, config: TurnsConfig) -> Row:
     return {"turns": make_turns(assign_words(row["words"], spans, exclusive, config), spans, config)}
 
 
-def _own(word: Word, spans: Sequence[Span], exclusive: Sequence[Span], config: TurnsConfig) -> OwnedWord:
+class _Spans:
+    """Spans in order of start, so that those near a time are found without a look at all of them."""
+
+    def __init__(self, spans: Iterable[Span]) -> None:
+        self._spans = sorted(spans, key=lambda s: s["start_s"])
+        self._starts = [s["start_s"] for s in self._spans]
+        self._ends = list(accumulate((s["end_s"] for s in self._spans), max))  # up to each span, the last end
+
+    def around(self, start_s: float, end_s: float) -> Sequence[Span]:
+        """All that overlap the stretch, in order, and perhaps others that do not."""
+        return self._spans[bisect_right(self._ends, start_s) : bisect_left(self._starts, end_s)]
+
+    def distance_s(self, start_s: float, end_s: float) -> float:
+        """From the stretch to the nearest span."""
+        later = bisect_left(self._starts, end_s)
+        after_s = self._starts[later] - end_s if later < len(self._starts) else float("inf")
+        before_s = start_s - self._ends[later - 1] if later else float("inf")
+        return max(0.0, min(before_s, after_s))
+
+
+def _own(
+    word: Word, spans: _Spans, exclusive: _Spans, everyone: Mapping[str, _Spans], config: TurnsConfig
+) -> OwnedWord:
     start_s, end_s = word["start_s"], max(word["end_s"], word["start_s"] + _MIN_WORD_S)
     for candidates in (exclusive, spans):
         seconds = _seconds_by_speaker(candidates, start_s, end_s)
@@ -109,11 +137,8 @@ def _own(word: Word, spans: Sequence[Span], exclusive: Sequence[Span], config: T
             # Of equals, the one who began first: max() keeps the first, and spans are sorted by start.
             speaker = max(seconds, key=lambda s: seconds[s])
             return OwnedWord(word, speaker, _margin(speaker, spans, exclusive, start_s, end_s, config.slack_s))
-    distances: dict[str, float] = {}
-    for span in [*exclusive, *spans]:
-        away_s = max(span["start_s"] - end_s, start_s - span["end_s"], 0.0)
-        distances[span["speaker"]] = min(away_s, distances.get(span["speaker"], away_s))
-    near = sorted(distances.items(), key=lambda item: item[1])
+    distances = ((speaker, own.distance_s(start_s, end_s)) for speaker, own in everyone.items())
+    near = sorted(distances, key=lambda item: item[1])
     if not near or near[0][1] > config.max_distance_s:
         return OwnedWord(word, NOBODY, 0.0)
     (speaker, first_s), second_s = near[0], near[1][1] if len(near) > 1 else float("inf")
@@ -122,9 +147,7 @@ def _own(word: Word, spans: Sequence[Span], exclusive: Sequence[Span], config: T
     return OwnedWord(word, speaker, margin * closeness)
 
 
-def _margin(
-    speaker: str, spans: Sequence[Span], exclusive: Sequence[Span], start_s: float, end_s: float, slack_s: float
-) -> float:
+def _margin(speaker: str, spans: _Spans, exclusive: _Spans, start_s: float, end_s: float, slack_s: float) -> float:
     """(own - best other) / (own + best other) seconds around the word, 0..1.
 
     Both kinds of spans count half each: a word inside overlapping speech belongs less clearly to its speaker.
@@ -138,9 +161,9 @@ def _margin(
     return max(0.0, (own - rival) / (own + rival)) if own > 0 else 0.0
 
 
-def _seconds_by_speaker(spans: Sequence[Span], start_s: float, end_s: float) -> dict[str, float]:
+def _seconds_by_speaker(spans: _Spans, start_s: float, end_s: float) -> dict[str, float]:
     seconds: dict[str, float] = {}
-    for span in spans:
+    for span in spans.around(start_s, end_s):
         shared_s = min(end_s, span["end_s"]) - max(start_s, span["start_s"])
         if shared_s > 0:
             seconds[span["speaker"]] = seconds.get(span["speaker"], 0.0) + shared_s
@@ -187,7 +210,7 @@ def _ends_sentence(word: Word) -> bool:
     return word["text"].strip().rstrip(_CLOSERS).endswith(_SENTENCE_ENDS)
 
 
-def _turn(turn_id: int, group: Sequence[OwnedWord], speaker_spans: Sequence[Span]) -> Row:
+def _turn(turn_id: int, group: Sequence[OwnedWord], speaker_spans: _Spans) -> Row:
     words = [dict(w.word) for w in group]
     start_s, end_s = words[0]["start_s"], max(w["end_s"] for w in words)
     probabilities = [w["probability"] for w in words if w["probability"] is not None]
@@ -205,9 +228,9 @@ def _turn(turn_id: int, group: Sequence[OwnedWord], speaker_spans: Sequence[Span
     }
 
 
-def _overlap_share(speaker: str, start_s: float, end_s: float, spans: Sequence[Span]) -> float:
+def _overlap_share(speaker: str, start_s: float, end_s: float, spans: _Spans) -> float:
     """Share of [start_s, end_s] in which the speaker and someone else both speak, 0..1."""
-    inside = [s for s in spans if s["end_s"] > start_s and s["start_s"] < end_s]
+    inside = [s for s in spans.around(start_s, end_s) if s["end_s"] > start_s]
     edges = sorted({start_s, end_s, *(min(max(t, start_s), end_s) for s in inside for t in (s["start_s"], s["end_s"]))})
     shared_s = 0.0
     for left, right in pairwise(edges):

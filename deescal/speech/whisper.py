@@ -32,6 +32,7 @@ from deescal.speech.coverage import (
     seconds,
     tidy,
     uncovered_spans,
+    union,
     utterances,
 )
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from deescal.speech.transcribe import TranscribeConfig
 
 WINDOW_S = 30.0  # what Whisper looks at, at once
+VAD_BLOCK_S = 15 * 60  # what the voice activity detector is given at once: it needs several copies of it
 PREPEND, APPEND = "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、"  # punctuation that belongs to the next, to the last word
 
 
@@ -70,9 +72,10 @@ class FasterWhisper:
         windows = pack_windows(speech, duration_s, WINDOW_S, config.pad_s, config.max_pause_s)
         words, dropped, language, probability = self._first_decoding(samples, windows, speech)
         missed = uncovered_spans(words, speech, config.redecode_from_s)
-        again, refused = self._second_decoding(samples, missed, language, speech)
-        words = merge_words(words, again, missed)
-        dropped += refused
+        for span in missed:  # one after another, so that what one recovered is not taken again from its neighbour
+            again, refused = self._second_decoding(samples, span, language, speech)
+            words = merge_words(words, again, span)
+            dropped += refused
         believed: list[Word] = []
         for utterance in utterances(words):
             why = hallucination(utterance, speech, config.min_speech_overlap)
@@ -102,8 +105,16 @@ class FasterWhisper:
             max_speech_duration_s=WINDOW_S - 2 * self._config.pad_s - 1,
             speech_pad_ms=30,
         )
-        found = get_speech_timestamps(level(samples), options)
-        return [(f["start"] / SAMPLE_RATE_HZ, f["end"] / SAMPLE_RATE_HZ) for f in found if f["end"] > f["start"]]
+        spans: list[Span] = []
+        first, size = 0, VAD_BLOCK_S * SAMPLE_RATE_HZ
+        while first < len(samples):
+            found = get_speech_timestamps(level(samples[first : first + size]), options)
+            following = first + size
+            if following < len(samples) and found and found[-1]["end"] > size - SAMPLE_RATE_HZ:
+                following = first + found.pop()["start"]  # may go on: heard again, whole, in the next block
+            spans += [((first + f["start"]) / SAMPLE_RATE_HZ, (first + f["end"]) / SAMPLE_RATE_HZ) for f in found]
+            first = following
+        return union(spans)
 
     def _first_decoding(
         self, samples: np.ndarray, windows: Sequence[list[Span]], speech: Sequence[Span]
@@ -215,39 +226,35 @@ class FasterWhisper:
             words += [w for i, w in enumerate(window.words) if i not in refused]
 
     def _second_decoding(
-        self, samples: np.ndarray, missed: Sequence[Span], language: str, speech: Sequence[Span]
+        self, samples: np.ndarray, missed: Span, language: str, speech: Sequence[Span]
     ) -> tuple[list[Word], list[str]]:
-        """Stretches of missed speech, one at a time, with Whisper's own timestamps -> words, refused text."""
+        """A stretch of missed speech, with Whisper's own timestamps -> words, refused text."""
         config = self._config
-        words: list[Word] = []
-        dropped: list[str] = []
-        duration_s = len(samples) / SAMPLE_RATE_HZ
-        for start, end in missed:
-            window = (max(0.0, start - config.redecode_pad_s), min(duration_s, end + config.redecode_pad_s))
-            segments, _ = self._model.transcribe(
-                _cut(samples, [window]),
-                language=language,
-                beam_size=config.beam_size,
-                temperature=0.0,
-                condition_on_previous_text=False,
-                no_speech_threshold=config.no_speech_probability,
-                log_prob_threshold=config.min_log_probability,
-                compression_ratio_threshold=config.max_compression_ratio,
-                word_timestamps=True,
-                vad_filter=False,
-            )
-            found = [
-                _word(w.word, w.start + window[0], w.end + window[0], w.probability)
-                for s in segments
-                for w in s.words or ()
-            ]
-            found = [w for w in found if w["text"]]
-            # what two decodings repeat was said, unless nobody can speak so fast
-            loops = find_loops(found, speech, max_repeats=len(found), max_words_per_s=config.max_words_per_s)
-            refused = {i for loop in loops for i in loop}
-            dropped += [f"loop: {join_text(found[i] for i in loop)}" for loop in loops]
-            words += [w for i, w in enumerate(found) if i not in refused]
-        return words, dropped
+        pad_s, duration_s = config.redecode_pad_s, len(samples) / SAMPLE_RATE_HZ
+        window = (max(0.0, missed[0] - pad_s), min(duration_s, missed[1] + pad_s))
+        segments, _ = self._model.transcribe(
+            _cut(samples, [window]),
+            language=language,
+            beam_size=config.beam_size,
+            temperature=0.0,
+            condition_on_previous_text=False,
+            no_speech_threshold=config.no_speech_probability,
+            log_prob_threshold=config.min_log_probability,
+            compression_ratio_threshold=config.max_compression_ratio,
+            word_timestamps=True,
+            vad_filter=False,
+        )
+        found = [
+            _word(w.word, w.start + window[0], w.end + window[0], w.probability)
+            for s in segments
+            for w in s.words or ()
+        ]
+        found = [w for w in found if w["text"]]
+        # what two decodings repeat was said, unless nobody can speak so fast
+        loops = find_loops(found, speech, max_repeats=len(found), max_words_per_s=config.max_words_per_s)
+        refused = {i for loop in loops for i in loop}
+        dropped = [f"loop: {join_text(found[i] for i in loop)}" for loop in loops]
+        return [w for i, w in enumerate(found) if i not in refused], dropped
 
     def _tokenizer(self, language: str) -> Any:
         from faster_whisper.tokenizer import Tokenizer
@@ -273,11 +280,13 @@ def level(samples: np.ndarray, target_rms: float = 0.05, max_gain: float = 30.0)
     """
     step = SAMPLE_RATE_HZ // 10
     steps = -(-len(samples) // step)
-    power = np.square(np.pad(samples, (0, steps * step - len(samples)))).reshape(steps, step).mean(axis=1)
+    padded = np.pad(samples, (0, steps * step - len(samples))).reshape(steps, step)
+    power = np.square(padded, out=padded).mean(axis=1)
     around = np.convolve(np.pad(power, 5, mode="edge"), np.full(11, 1 / 11), mode="valid")
     gain = np.clip(target_rms / np.sqrt(around + 1e-12), 0.1, max_gain)
-    smooth = np.interp(np.arange(len(samples)), (np.arange(steps) + 0.5) * step, gain)
-    return np.clip(samples * smooth, -1, 1).astype(np.float32)
+    smooth = np.interp(np.arange(len(samples)), (np.arange(steps) + 0.5) * step, gain).astype(np.float32)
+    smooth *= samples
+    return np.clip(smooth, -1, 1, out=smooth)
 
 
 def main_language(heard: Sequence[dict[str, float]], weights: Sequence[float]) -> tuple[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import av
@@ -70,6 +71,23 @@ def test_sound_that_starts_late_keeps_its_time(tmp_path: Path) -> None:
     assert decoded.duration_s == pytest.approx(4.5, abs=0.1)
     first = np.flatnonzero(np.abs(decoded.samples) > 1000)[0] / 16_000
     assert first == pytest.approx(1.5, abs=0.1)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_a_long_mute_beginning_is_silence_however_long(tmp_path: Path, suffix: str) -> None:
+    path = make_media(tmp_path / f"a.{suffix}", start_s=75.0)
+    decoded = decode_audio(path)
+    assert decoded.duration_s == pytest.approx(78, abs=0.1)
+    first = np.flatnonzero(np.abs(decoded.samples) > 1000)[0] / 16_000
+    assert first == pytest.approx(75, abs=0.1)
+    with pytest.raises(ClipError, match=r"^longer than 70 s$"):
+        decode_audio(path, AudioConfig(max_duration_s=70))
+
+
+def test_a_mute_beginning_does_not_hide_that_the_end_is_missing(tmp_path: Path) -> None:
+    path = make_media(tmp_path / "a.mp4", seconds=60, start_s=60, movflags="faststart")
+    with pytest.raises(ClipError, match=r"^truncated: "):
+        decode_audio(cut(path, 0.6))
 
 
 def test_digital_silence_is_no_error(tmp_path: Path) -> None:
@@ -192,6 +210,16 @@ def test_stage_leaves_what_is_done_or_failed(tmp_path: Path, monkeypatch: pytest
     done = extract(rows_for(make_media(tmp_path / "a.mp4"), broken("text", tmp_path)), tmp_path / "out", ledger)
     monkeypatch.setattr(audio, "content_id", lambda file: pytest.fail("read again"))
     assert extract(done, tmp_path / "out", ledger) == done
+
+
+def test_seconds_of_copying_and_hashing_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(uri: str, *args: object) -> Path:
+        time.sleep(0.3)
+        return Path(uri)
+
+    monkeypatch.setattr(audio, "local_copy", slow)
+    rows = rows_for(make_media(tmp_path / "a.mp4"), broken("text", tmp_path))
+    assert all(row["stages"][0]["seconds"] >= 0.3 for row in extract(rows, tmp_path / "out", Ledger()))
 
 
 def test_same_uri_may_claim_again(tmp_path: Path) -> None:
