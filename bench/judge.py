@@ -4,132 +4,55 @@
     python bench/judge.py measure --labels dev.jsonl --letters       # speaker labels hidden, as after diarization
     python bench/judge.py measure --labels dev.jsonl --way json      # one structured answer instead of questions
     python bench/judge.py calibrate --corpus FOLDER --test dev.jsonl --out deescal/judge/calibration.json
+    python bench/judge.py calibrate --corpus FOLDER --test dev.jsonl --without-answers    # phrases and shape only
+    python bench/judge.py evidence --corpus FOLDER                   # turns named by phrases, against readers' marks
+    python bench/judge.py cost --labels dev.jsonl                    # seconds a transcript, nothing cached
 
 `--labels`, `--test`: jsonl of {turns: [{speaker, text}], labels_a: {feature: 0/1}, labels_b}, two readers.
 `--corpus`: a folder of the published corpus' CSVs; `bench/judge_labels.jsonl` says which turns of which file
 (by SHA-256) a reader labelled, without repeating their words. `bench/judge_extra.jsonl` holds invented
 transcripts of what accepted clips lack (drills, everyday talk, narration).
-Every answer of the model is kept in `--cache`, so that a refit takes seconds; delete it for a timing.
+Every answer of the model is kept in `--cache`, so that a refit takes seconds. The shipped calibration is fitted on
+the test excerpts too: `measure` says how many of the excerpts it is given were in the fit.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import hashlib
 import json
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deescal.judge import calibration, cues, features, prompts, roles
-from deescal.judge.llm import LlmConfig, VllmEngine
-from deescal.judge.select import SelectConfig, select
-from deescal.judge.taxonomy import BY_GROUP, FEATURES, GROUPS, NAMES
-from deescal.models import identity, resolve
-
 HERE = Path(__file__).parent
-ROLE_TOKENS = 1500
+sys.path.insert(0, str(HERE.parent))
+
+from bench.judge_excerpts import CachedEngine, corpus, interpret, invented, labelled, with_letters  # noqa: E402
+from bench.judge_fit import (  # noqa: E402
+    auc,
+    best_thresholds,
+    fit,
+    kappa,
+    out_of_fold,
+    out_of_fold_with_thresholds,
+    predict,
+    save,
+)
+from deescal.judge import calibration, evidence, features, prompts, roles  # noqa: E402
+from deescal.judge.llm import LlmConfig  # noqa: E402
+from deescal.judge.select import SelectConfig, select  # noqa: E402
+from deescal.judge.taxonomy import BY_GROUP, FEATURES, GROUPS, NAMES  # noqa: E402
+from deescal.models import identity  # noqa: E402
 
 
-class CachedEngine(VllmEngine):
-    """The real engine, started at the first answer that is not in the cache."""
-
-    def __init__(self, config: LlmConfig, path: Path) -> None:
-        from transformers import AutoTokenizer
-
-        self._config, self._path, self.model = config, path, config.model
-        self._tokenizer = AutoTokenizer.from_pretrained(resolve(config.model))
-        self._known = {}
-        self.seconds = 0.0
-        if path.exists():
-            with path.open() as file:
-                self._known = {entry["key"]: entry["value"] for entry in map(json.loads, file)}
-
-    def _start(self) -> None:
-        if not hasattr(self, "_llm"):
-            super().__init__(self._config)
-
-    def choose(self, prompts: Sequence[str], choices: Sequence[str]) -> np.ndarray:
-        keys = [self._key(p, *choices) for p in prompts]
-        self._remember(keys, prompts, lambda new: super(CachedEngine, self).choose(new, choices).tolist())
-        return np.array([self._known[k] for k in keys]).reshape(len(prompts), len(choices))
-
-    def generate(self, prompts: Sequence[str], *, max_tokens: int, **form: Any) -> list[str]:
-        keys = [self._key(p, str(max_tokens), json.dumps(form)) for p in prompts]
-        call = super().generate
-        self._remember(keys, prompts, lambda new: call(new, max_tokens=max_tokens, **form))
-        return [self._known[k] for k in keys]
-
-    def _key(self, *parts: str) -> str:
-        return hashlib.sha256("\0".join([identity(self._config.model), *parts]).encode()).hexdigest()
-
-    def _remember(self, keys: Sequence[str], prompts: Sequence[str], call: Callable[[list[str]], list[Any]]) -> None:
-        missing = [i for i, k in enumerate(keys) if k not in self._known]
-        if not missing:
-            return
-        self._start()
-        began = time.perf_counter()
-        values = call([prompts[i] for i in missing])
-        self.seconds += time.perf_counter() - began
-        with self._path.open("a") as file:
-            for i, value in zip(missing, values, strict=True):
-                self._known[keys[i]] = value
-                file.write(json.dumps({"key": keys[i], "value": value}) + "\n")
-
-
-# --- excerpts -------------------------------------------------------------------------------------------------
-
-
-def labelled(path: Path) -> list[dict[str, Any]]:
-    """Excerpts with two readers' labels: {turns, y (30,), second (30,)}."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [
-        {
-            "turns": row["turns"],
-            "y": np.array([row["labels_a"][n] for n in NAMES]),
-            "second": np.array([row["labels_b"][n] for n in NAMES]),
-        }
-        for row in rows
-    ]
-
-
-def corpus(folder: Path, labels: Path) -> list[dict[str, Any]]:
-    """Excerpts of the published corpus named in `labels`; files are found by their SHA-256."""
-    wanted = [json.loads(line) for line in labels.read_text().splitlines()]
-    files = {hashlib.sha256(p.read_bytes()).hexdigest(): p for p in sorted(folder.rglob("*.csv"))}
-    found = []
-    for row in wanted:
-        with files[row["source_sha256"]].open(newline="", encoding="utf-8-sig") as file:
-            lines = list(csv.DictReader(file))[row["first_turn"] : row["end_turn"]]
-        turns = [{"speaker": x["speaker_label"], "text": x["transcript"]} for x in lines]
-        found.append({"turns": turns, "y": np.array([row["labels"][n] for n in NAMES]), "evidence": row["evidence"]})
-    return found
-
-
-def invented(path: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{"turns": r["turns"], "y": np.array([int(n in r["positives"]) for n in NAMES])} for r in rows]
-
-
-def with_letters(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    letters = roles.letters_of(turns)
-    return [{**t, "speaker": letters[t["speaker"]]} for t in turns]
-
-
-def interpret(turns: Sequence[dict[str, Any]], engine: CachedEngine) -> list[dict[str, Any]]:
-    """Turns with ids and roles, as the stage 'roles' makes them."""
-    found = roles.assign(turns, engine, ROLE_TOKENS, engine.model)
-    return [{**t, "turn_id": i, "role": found[t["speaker"]][0]} for i, t in enumerate(turns)]
-
-
-def matrix(excerpts: Sequence[dict[str, Any]], engine: CachedEngine, letters: Sequence[bool]) -> np.ndarray:
+def matrix(excerpts: Sequence[dict[str, Any]], engine: CachedEngine, hide_labels: Sequence[bool]) -> np.ndarray:
     """(excerpts, INPUTS): what the calibration sees of each, read as one window."""
     rows = []
-    for i, (excerpt, hidden) in enumerate(zip(excerpts, letters, strict=True)):
+    for i, (excerpt, hidden) in enumerate(zip(excerpts, hide_labels, strict=True)):
         turns = interpret(with_letters(excerpt["turns"]) if hidden else excerpt["turns"], engine)
         rows.append(calibration.inputs(features.answers([turns], engine)[0], turns))
         print(f"\r{i + 1}/{len(excerpts)} excerpts", end="", flush=True)
@@ -138,19 +61,6 @@ def matrix(excerpts: Sequence[dict[str, Any]], engine: CachedEngine, letters: Se
 
 
 # --- figures --------------------------------------------------------------------------------------------------
-
-
-def auc(y: np.ndarray, score: np.ndarray) -> float:
-    """Area under the ROC; nan when only one class is there."""
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(y, score)) if 0 < y.sum() < len(y) else float("nan")
-
-
-def kappa(a: np.ndarray, b: np.ndarray) -> float:
-    from sklearn.metrics import cohen_kappa_score
-
-    return float(cohen_kappa_score(a.ravel(), b.ravel()))
 
 
 def decision(present: np.ndarray, rule: str) -> bool:
@@ -162,7 +72,11 @@ def decision(present: np.ndarray, rule: str) -> bool:
 def report(
     y: np.ndarray, second: np.ndarray | None, probability: np.ndarray, thresholds: np.ndarray
 ) -> dict[str, float]:
-    """Prints the table of one judge on one set of excerpts; returns its headline figures."""
+    """Prints the table of one judge on one set of excerpts; returns its headline figures.
+
+    Args:
+        thresholds: of all excerpts, (features,), or of each, (excerpts, features).
+    """
     present = probability >= thresholds
     print(f"{'feature':38s} positives   AUC   kappa")
     areas = [auc(y[:, j], probability[:, j]) for j in range(len(NAMES))]
@@ -186,94 +100,6 @@ def report(
     return figures
 
 
-# --- fitting --------------------------------------------------------------------------------------------------
-
-OWN_SCALE = 3.0  # own answer and own cue may weigh more than the other features' for the same penalty
-STRENGTH = 0.1  # inverse of the penalty
-FEW = 8  # positives under which a feature only gets its own answer and cue
-
-
-def fit(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs (excerpts, INPUTS) and labels (excerpts, features) -> weights (features, INPUTS) and biases."""
-    from sklearn.linear_model import LogisticRegression
-
-    mean, scale = x.mean(axis=0), x.std(axis=0) + 0.1
-    z = (x - mean) / scale
-    n = len(NAMES)
-    weights, bias = np.zeros((n, x.shape[1])), np.zeros(n)
-    for j in range(n):
-        focus = np.ones(x.shape[1])
-        focus[[j, n + j]] = OWN_SCALE
-        if y[:, j].sum() < FEW:
-            focus[np.setdiff1d(np.arange(2 * n), [j, n + j])] = 0.0
-        if len(set(y[:, j])) == 1:  # nothing to learn from: its own answer, around the share seen
-            weights[j, j] = 0.5
-            bias[j] = np.log((y[:, j].sum() + 0.5) / (len(y) - y[:, j].sum() + 0.5)) - weights[j] @ mean
-            continue
-        model = LogisticRegression(C=STRENGTH, max_iter=2000).fit(z * focus, y[:, j])
-        weights[j] = model.coef_[0] * focus / scale
-        bias[j] = model.intercept_[0] - weights[j] @ mean
-    return weights, bias
-
-
-def predict(weights: np.ndarray, bias: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-(x @ weights.T + bias)))
-
-
-def out_of_fold(x: np.ndarray, y: np.ndarray, also: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
-    """Probability of each excerpt by a fit that has not seen it (10 folds); `also` is in every fit."""
-    probability = np.zeros(y.shape)
-    fold = np.random.default_rng(0).permutation(len(x)) % 10
-    for k in range(10):
-        train_x, train_y = x[fold != k], y[fold != k]
-        if also is not None:
-            train_x, train_y = np.vstack([train_x, also[0]]), np.vstack([train_y, also[1]])
-        probability[fold == k] = predict(*fit(train_x, train_y), x[fold == k])
-    return probability
-
-
-def best_thresholds(y: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Per feature the cut with the best kappa, drawn towards the common best one where positives are few."""
-    grid = np.arange(0.1, 0.91, 0.02)
-    common = max(grid, key=lambda t: kappa(y, probability >= t))
-    thresholds = []
-    for j in range(y.shape[1]):
-        n_positive = int(min(y[:, j].sum(), len(y) - y[:, j].sum()))
-        curve = [kappa(y[:, j], probability[:, j] >= t) for t in grid]
-        best = grid[int(np.nanargmax(curve))] if n_positive >= FEW else common
-        trust = n_positive / (n_positive + 30)
-        thresholds.append(trust * best + (1 - trust) * common)
-    return np.round(thresholds, 2)
-
-
-def save(path: Path, model: str, weights: np.ndarray, bias: np.ndarray, thresholds: np.ndarray, note: dict) -> None:
-    rows = {
-        name: {
-            "threshold": float(thresholds[j]),
-            "bias": round(float(bias[j]), 4),
-            "weights": [round(float(w), 4) for w in weights[j]],
-        }
-        for j, name in enumerate(NAMES)
-    }
-    data = {
-        "model": model,
-        "prompt_version": prompts.PROMPT_VERSION,
-        "cues_version": cues.VERSION,
-        "fitted_on": note,
-        "inputs": list(calibration.INPUTS),
-        "features": rows,
-    }
-    text = json.dumps(data, indent=1)
-    path.write_text(_join_numbers(text) + "\n")
-
-
-def _join_numbers(text: str) -> str:
-    """Lists of numbers on one line."""
-    import re
-
-    return re.sub(r"\[\s*(-?[\d.]+(?:,\s*-?[\d.]+)*)\s*\]", lambda m: "[" + " ".join(m[1].split()) + "]", text)
-
-
 # --- commands -------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +112,9 @@ def measure(args: argparse.Namespace) -> None:
         report(y, second, probability, np.full(len(NAMES), 0.5))
     else:
         shipped = calibration.load(identity(args.model), args.calibration)
+        if args.calibration != "none":
+            say_what_was_fitted(excerpts, Path(args.calibration or calibration.PACKAGED))
+        role_figures(excerpts, engine)
         x = matrix(excerpts, engine, [args.letters] * len(excerpts))
         report(y, second, predict(shipped.weights, shipped.bias, x), shipped.thresholds)
     print(f"seconds of the model for what the cache lacked: {engine.seconds:.1f} ({len(excerpts)} excerpts)")
@@ -307,33 +136,123 @@ def one_json(excerpts: Sequence[dict[str, Any]], engine: CachedEngine, letters: 
     return np.array([[float(answer[n]) for n in NAMES] for answer in answers])
 
 
+def say_what_was_fitted(excerpts: Sequence[dict[str, Any]], file: Path) -> None:
+    fitted = set(json.loads(file.read_text())["fitted_on"]["hashes"])
+    known = sum(e["hash"] in fitted for e in excerpts)
+    print(f"IN THE FIT: {known} of {len(excerpts)} excerpts")
+    if known:
+        print("  so these figures say how well it remembers; `calibrate --test` gives those for excerpts never seen")
+
+
+def role_figures(excerpts: Sequence[dict[str, Any]], engine: CachedEngine) -> None:
+    """Roles told without the labels, against the labels that name one."""
+    total = alone = together = 0
+    for excerpt in excerpts:
+        truth = [roles.role_of_label(s) for s in roles.speakers_of(excerpt["turns"])]
+        hidden = with_letters(excerpt["turns"])
+        prior = roles.rule_prior(hidden)
+        found = {t["speaker"]: t["role"] for t in interpret(hidden, engine)}
+        for speaker, role in zip(prior, truth, strict=True):
+            if role is not None:
+                total += 1
+                alone += max(prior[speaker], key=prior[speaker].__getitem__) == role
+                together += found[speaker] == role
+    print(
+        f"roles of the {total} speakers whose (hidden) label names one: {alone / total:.2f} right by words alone,",
+        end="",
+    )
+    print(f" {together / total:.2f} with the model")
+
+
 def calibrate(args: argparse.Namespace) -> None:
     engine = CachedEngine(LlmConfig(model=args.model), args.cache)
-    train = corpus(args.corpus, args.train_labels) + invented(args.extra)
+
+    def inputs(excerpts: Sequence[dict[str, Any]], hide_labels: Sequence[bool]) -> np.ndarray:
+        x = matrix(excerpts, engine, hide_labels)
+        if args.without_answers:
+            x[:, : len(NAMES)] = 0.0
+        return x
+
+    made_up = invented(args.extra)
+    train = corpus(args.corpus, args.train_labels) + made_up
     # A quarter of the excerpts is read with hidden labels, so that both kinds of transcript are in the fit.
-    hidden = [i % 4 == 0 for i in range(len(train))]
-    x, y = matrix(train, engine, hidden), np.array([e["y"] for e in train])
-    thresholds = best_thresholds(y, out_of_fold(x, y))
+    x, y = inputs(train, [i % 4 == 0 for i in range(len(train))]), np.array([e["y"] for e in train])
+    unseen = out_of_fold(x, y)
+    print(f"== {len(train)} excerpts, out of fold: mean AUC", end=" ")
+    print(f"{np.nanmean([auc(y[:, j], unseen[:, j]) for j in range(len(NAMES))]):.3f}")
+    thresholds = best_thresholds(y, unseen)
     weights, bias = fit(x, y)
-    note = {"corpus excerpts": len(train), "test excerpts": 0}
+    note: dict[str, Any] = {"corpus": len(train) - len(made_up), "invented": len(made_up), "test": 0}
     if args.test:
         test = labelled(args.test)
         second = np.array([e["second"] for e in test])
         test_y = np.array([e["y"] for e in test])
         for hide in (False, True):
             print(f"\n== fitted on {len(train)} others, tested on {args.test.name}, labels hidden: {hide}")
-            test_x = matrix(test, engine, [hide] * len(test))
+            test_x = inputs(test, [hide] * len(test))
             report(test_y, second, predict(weights, bias, test_x), thresholds)
-        test_x = matrix(test, engine, [i % 2 == 0 for i in range(len(test))])
-        print(f"\n== fitted on both, {args.test.name} out of fold")
-        report(test_y, second, out_of_fold(test_x, test_y, also=(x, y)), thresholds)
+        test_x = inputs(test, [i % 2 == 0 for i in range(len(test))])
+        print(f"\n== fitted on both, {args.test.name} out of fold, thresholds chosen inside the folds")
+        report(test_y, second, *out_of_fold_with_thresholds(test_x, test_y, x, y))
         x, y = np.vstack([x, test_x]), np.vstack([y, test_y])
         thresholds = best_thresholds(y, out_of_fold(x, y))
         weights, bias = fit(x, y)
-        note["test excerpts"] = len(test)
+        note["test"] = len(test)
+        train += test
+    note["hashes"] = sorted(e["hash"] for e in train)
     if args.out:
         save(args.out, identity(args.model), weights, bias, thresholds, note)
         print(f"written: {args.out}")
+
+
+def measure_evidence(args: argparse.Namespace) -> None:
+    """Turns that phrases and structure name for a feature, against the turns that the reader marked."""
+    engine = CachedEngine(LlmConfig(model=args.model), args.cache)
+    marks = named = touched = right = wrong = 0
+    chance = 0.0
+    for excerpt in corpus(args.corpus, args.train_labels):
+        turns = interpret(excerpt["turns"], engine)
+        for name, marked in excerpt["evidence"].items():
+            if not marked or name in evidence.WITHOUT:
+                continue
+            found = evidence.by_structure(name, turns) or evidence.by_cues(
+                name, turns, features.JudgeConfig().max_evidence
+            )
+            hits = len(set(found) & set(marked))
+            marks += 1
+            named += bool(found)
+            touched += bool(hits)
+            right, wrong = right + hits, wrong + len(found) - hits
+            chance += len(found) * len(marked) / len(turns)
+    all_named = right + wrong
+    print(f"{marks} sets of marked turns: a turn is named for {named / marks:.0%},", end=" ")
+    print(f"of these {touched / named:.0%} include a marked one;", end=" ")
+    print(f"a named turn is a marked one in {right / all_named:.0%} ({chance / all_named:.0%} by chance)")
+
+
+def cost(args: argparse.Namespace) -> None:
+    """Roles, features and evidence of each excerpt, one after another, nothing cached."""
+    from deescal.judge.stage import InterpretConfig, Interpreter
+    from deescal.schema import TURN, empty_row, to_table
+    from deescal.stage import Ledger, Run
+
+    run = Run("", {"roles": "", "judge": ""}, Ledger())
+    config = InterpretConfig(llm=LlmConfig(model=args.model))
+    worker = Interpreter(config, run.stage("roles"), run.stage("judge"))
+    engine = CachedEngine(config.llm, args.cache)  # only its tokenizer
+    tokens, seconds = [], []
+    for i, excerpt in enumerate(labelled(args.labels)[: args.limit]):
+        blank = dict.fromkeys(field.name for field in TURN)
+        turns = [{**blank, **t, "turn_id": k} for k, t in enumerate(with_letters(excerpt["turns"]))]
+        table = to_table([empty_row(clip_id=str(i), uri=str(i), turns=turns, stages=[])])
+        began = time.perf_counter()
+        worker(table)
+        seconds.append(time.perf_counter() - began)
+        tokens.append(engine.count_tokens("\n".join(t["text"] for t in turns)))
+        print(f"{i + 1:3d}: {tokens[-1]:5d} tokens {seconds[-1]:6.1f} s", flush=True)
+    print(f"{len(tokens)} transcripts of {np.mean(tokens):.0f} tokens: {np.mean(seconds):.1f} s each", end=" ")
+    print(f"(median {np.median(seconds):.1f}, worst {max(seconds):.1f}),", end=" ")
+    print(f"{1000 * sum(seconds) / sum(tokens):.1f} s per 1,000 tokens")
 
 
 def main() -> None:
@@ -352,8 +271,17 @@ def main() -> None:
     two.add_argument("--extra", type=Path, default=HERE / "judge_extra.jsonl")
     two.add_argument("--test", type=Path)
     two.add_argument("--out", type=Path)
+    two.add_argument("--without-answers", action="store_true", help="fit on phrases and the shape of the talk only")
     two.set_defaults(run=calibrate)
-    for command in (one, two):
+    three = commands.add_parser("evidence")
+    three.add_argument("--corpus", type=Path, required=True)
+    three.add_argument("--train-labels", type=Path, default=HERE / "judge_labels.jsonl")
+    three.set_defaults(run=measure_evidence)
+    four = commands.add_parser("cost")
+    four.add_argument("--labels", type=Path, required=True)
+    four.add_argument("--limit", type=int, help="only so many excerpts")
+    four.set_defaults(run=cost)
+    for command in (one, two, three, four):
         command.add_argument("--model", default="qwen2.5-coder-1.5b")
         command.add_argument("--cache", type=Path, default=Path("/tmp/deescal-judge-cache.jsonl"))
     args = parser.parse_args()

@@ -107,7 +107,7 @@ def main() -> None:
             "fitted_on": {
                 "examples": len(found),
                 "files": len(files),
-                "held out accuracy": round(float(right.mean()), 3),
+                "held_out_accuracy": round(float(right.mean()), 3),
             },
             "grams": grams,
             "bias": {r: round(float(model.intercept_[i]), 3) for i, r in enumerate(roles.ROLES)},

@@ -3,14 +3,14 @@
 A small model says yes too readily, and differently for each question; so each feature's probability is a
 logistic regression on all thirty answers (log-odds of yes against no), on the counts of the features' cues,
 and on who talks how much. Its weights come with the package (`calibration.json`), fitted by `bench/judge.py`
-for one model and one version of the prompts. Any other judge falls back to its raw probability at 0.5.
+for one model and one version of the prompts. Any other judge needs a calibration of its own; without one, which has
+to be asked for ("none"), a feature has its raw probability and is present from 0.5 on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ def load(model_identity: str, path: str | None = None, overrides: Mapping[str, f
         path: a file written by `bench/judge.py calibrate`, "none" for no calibration, None for the packaged one.
 
     Raises:
-        UserError: a named file is missing, does not fit this model or these prompts, or an override is no feature.
+        UserError: the file is missing, does not fit this model or these prompts, or an override is no feature.
     """
     overrides = overrides or {}
     if unknown := sorted(set(overrides) - set(NAMES)):
@@ -76,14 +76,22 @@ def load(model_identity: str, path: str | None = None, overrides: Mapping[str, f
             raw = file.read_bytes()
         except OSError as error:
             raise UserError(f"judge.calibration {file}: {error.strerror}") from error
-        data = json.loads(raw)
-        problem = _mismatch(data, model_identity)
-        if problem is None:
-            found = _parse(data, hashlib.sha256(raw).hexdigest()[:12])
-        elif path is not None:
+        try:
+            data = json.loads(raw)
+            problem = _mismatch(data, model_identity)
+            if problem is None:
+                found = _parse(data, hashlib.sha256(raw).hexdigest()[:12])
+        except (KeyError, TypeError, ValueError) as error:  # ValueError: neither JSON nor UTF-8, or no numbers
+            raise UserError(
+                f"judge.calibration {file}: no calibration, as `bench/judge.py calibrate` writes it"
+            ) from error
+        if problem is not None and path is not None:
             raise UserError(f"judge.calibration {file}: {problem}")
-        else:
-            warnings.warn(f"the judge is not calibrated ({problem}): raw probabilities, present at 0.5", stacklevel=2)
+        if problem is not None:
+            raise UserError(
+                f"judge.calibration: the packaged one does not fit ({problem}); fit one with `bench/judge.py calibrate`"
+                " (docs/judge.md), or set interpret.judge.calibration=none for raw answers, which mean little"
+            )
     thresholds = found.thresholds.copy()
     for name, value in overrides.items():
         thresholds[NAMES.index(name)] = value
@@ -104,8 +112,11 @@ def _mismatch(data: Mapping[str, Any], model_identity: str) -> str | None:
 
 def _parse(data: Mapping[str, Any], digest: str) -> Calibration:
     rows = [data["features"][name] for name in NAMES]
+    weights = np.array([r["weights"] for r in rows], dtype=float)
+    if weights.shape != (len(NAMES), len(INPUTS)):
+        raise ValueError(f"weights of shape {weights.shape}")
     return Calibration(
-        np.array([r["weights"] for r in rows], dtype=float),
+        weights,
         np.array([r["bias"] for r in rows], dtype=float),
         np.array([r["threshold"] for r in rows], dtype=float),
         True,

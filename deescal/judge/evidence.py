@@ -15,6 +15,8 @@ from deescal.judge import prompts
 from deescal.judge.cues import hits, side_of, sides_of
 from deescal.judge.llm import Llm
 from deescal.judge.taxonomy import BY_NAME
+from deescal.judge.windows import pieces
+from deescal.speech.diarize import letters
 
 Turn = Mapping[str, Any]  # turn_id, speaker, role, text
 
@@ -28,12 +30,18 @@ def find(
     engine: Llm,
     max_evidence: int,
     candidates: int,
-    letters: Mapping[str, str],
+    max_tokens: int,
 ) -> dict[str, list[int]]:
-    """Feature -> turn_ids in order, at most `max_evidence`; at least one unless nobody on its side speaks."""
+    """Feature -> turn_ids in order, at most `max_evidence`; at least one unless nobody on its side speaks.
+
+    Args:
+        candidates: lines that the model is asked about, a feature.
+        max_tokens: of one such line; a longer turn is asked about in pieces.
+    """
     found: dict[str, list[int]] = {}
-    asked: list[tuple[str, int, str]] = []
-    lines = prompts.lines(turns, letters)
+    asked: list[tuple[str, Turn, str]] = []
+    speakers = letters(t["speaker"] for t in turns)
+    cut = [piece for turn in turns for piece in pieces(turn, max_tokens, engine.count_tokens)]
     for name in names:
         if name in WITHOUT:
             continue
@@ -41,15 +49,16 @@ def find(
         if best:
             found[name] = sorted(best[:max_evidence])
             continue
-        for i in _likely(name, turns, candidates):
-            asked.append((name, i, prompts.ask_line(BY_NAME[name], lines[i].partition("] ")[2])))
+        for piece in _likely(name, cut, candidates):
+            line = prompts.lines([piece], speakers)[0].partition("] ")[2]
+            asked.append((name, piece, prompts.ask_line(BY_NAME[name], line)))
     if asked:
         table = engine.choose([engine.render(prompts.LINE_SYSTEM, text) for _, _, text in asked], prompts.ANSWERS)
         best_odds: dict[str, float] = {}
-        for (name, i, _), (yes, no) in zip(asked, table, strict=True):
+        for (name, piece, _), (yes, no) in zip(asked, table, strict=True):
             if yes - no > best_odds.get(name, float("-inf")):
                 best_odds[name] = yes - no
-                found[name] = [turns[i]["turn_id"]]
+                found[name] = [piece["turn_id"]]
     return found
 
 
@@ -72,8 +81,8 @@ def by_structure(name: str, turns: Sequence[Turn]) -> list[int]:
     return []
 
 
-def _likely(name: str, turns: Sequence[Turn], limit: int) -> list[int]:
+def _likely(name: str, turns: Sequence[Turn], limit: int) -> list[Turn]:
     """The longest turns of the feature's side: more words, more to show."""
     sides = sides_of(name)
-    own = [i for i, t in enumerate(turns) if not sides or side_of(t) in sides]
-    return sorted(own, key=lambda i: -len(turns[i]["text"]))[:limit]
+    own = [t for t in turns if not sides or side_of(t) in sides]
+    return sorted(own, key=lambda t: -len(t["text"]))[:limit]

@@ -7,8 +7,8 @@ one-word questions after a shared beginning (see prompts.py); nothing the model 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -18,10 +18,11 @@ from deescal.judge import evidence as evidence_of
 from deescal.judge import prompts
 from deescal.judge.calibration import Calibration
 from deescal.judge.llm import Llm
-from deescal.judge.roles import letters_of
 from deescal.judge.taxonomy import BY_GROUP, FEATURES, NAMES
+from deescal.judge.windows import windows
 
 Turn = Mapping[str, Any]  # at least turn_id, speaker, role, text
+Share = Annotated[float, Field(ge=0, le=1)]
 
 # True of a clip only when true of all its parts: an intro without police does not make a clip without police.
 ABSENCES = ("no_police_presence", "no_conversation_detected", "non_relevant_crime_only_context")
@@ -30,60 +31,12 @@ ABSENCES = ("no_police_presence", "no_conversation_detected", "non_relevant_crim
 class JudgeConfig(Config):
     """How transcripts are cut and answers become verdicts."""
 
-    window_tokens: int = 1500  # of transcript in one prompt
-    overlap_turns: int = 4  # shared by neighbouring windows
+    window_tokens: int = Field(default=1500, ge=32)  # of transcript in one prompt
+    overlap_turns: int = Field(default=4, ge=0)  # shared by neighbouring windows
     calibration: str | None = None  # a file of `bench/judge.py calibrate`; null: the packaged one; "none": raw answers
-    thresholds: Mapping[str, float] = Field(default_factory=dict)  # feature -> present from this probability on
-    max_evidence: int = 3  # turns named per feature
-    evidence_candidates: int = 6  # turns the model is asked about where no phrase gives a feature away
-
-
-def windows(
-    turns: Sequence[Turn], max_tokens: int, overlap_turns: int, count_tokens: Callable[[str], int]
-) -> list[list[Turn]]:
-    """Consecutive runs of turns, each within `max_tokens`, neighbours sharing up to `overlap_turns` turns.
-
-    A turn that is too long for any window is read in pieces (same turn_id). No turn is left out.
-
-    Raises:
-        ValueError: `max_tokens` leaves no room for even one word.
-    """
-    pieces: list[tuple[Turn, int]] = []
-    for turn in turns:
-        pieces += _pieces(turn, max_tokens, count_tokens)
-    found: list[list[Turn]] = []
-    start = 0
-    while start < len(pieces):
-        end, used = start, 0
-        while end < len(pieces) and used + pieces[end][1] <= max_tokens:
-            used += pieces[end][1]
-            end += 1
-        found.append([turn for turn, _ in pieces[start:end]])
-        if end == len(pieces):
-            break
-        # Step back for the overlap, but never so far that the next window would bring nothing new.
-        start = max(start + 1, end - overlap_turns)
-        while start < end and sum(n for _, n in pieces[start : end + 1]) > max_tokens:
-            start += 1
-    return found
-
-
-LINE_OVERHEAD = 10  # tokens of "[12] Civilian B: " and the line break
-
-
-def _pieces(turn: Turn, max_tokens: int, count_tokens: Callable[[str], int]) -> list[tuple[Turn, int]]:
-    cost = count_tokens(turn["text"]) + LINE_OVERHEAD
-    if cost <= max_tokens:
-        return [(turn, cost)]
-    words = turn["text"].split()
-    if len(words) < 2:
-        if max_tokens <= LINE_OVERHEAD:
-            raise ValueError(f"window_tokens={max_tokens} leaves no room for one word")
-        keep = turn["text"][: max_tokens - LINE_OVERHEAD]  # a token is at least one character
-        return [({**turn, "text": keep}, count_tokens(keep) + LINE_OVERHEAD)]
-    half = len(words) // 2
-    first, second = ({**turn, "text": " ".join(part)} for part in (words[:half], words[half:]))
-    return _pieces(first, max_tokens, count_tokens) + _pieces(second, max_tokens, count_tokens)
+    thresholds: Mapping[str, Share] = Field(default_factory=dict)  # feature -> present from this probability on
+    max_evidence: int = Field(default=3, ge=1)  # turns named per feature
+    evidence_candidates: int = Field(default=6, ge=1)  # turns the model is asked about where no phrase tells
 
 
 def answers(parts: Sequence[Sequence[Turn]], engine: Llm) -> np.ndarray:
@@ -116,7 +69,7 @@ def judge(
             engine,
             config.max_evidence,
             config.evidence_candidates,
-            letters_of(turns),
+            config.window_tokens,
         )
         features = [
             {"name": n, "probability": float(p), "present": bool(yes), "evidence": shown.get(n, [])}

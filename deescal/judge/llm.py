@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from pydantic import Field
 
 from deescal.config import Config
 from deescal.models import resolve
@@ -22,12 +23,12 @@ class LlmConfig(Config):
 
     model: str = "qwen2.5-coder-1.5b"  # registry name, folder or Hugging Face id
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
-    max_model_len: int = 4096  # tokens of one prompt with its answer
-    kv_cache_gib: float = 1.0  # on a CPU; on a GPU `gpu_memory_utilization` decides
-    gpu_memory_utilization: float = 0.85
-    tensor_parallel_size: int = 1
-    max_num_seqs: int = 32  # prompts in flight
-    threads: int = 0  # CPU threads; 0: as many as the process may use
+    max_model_len: int = Field(default=4096, ge=1)  # tokens of one prompt with its answer
+    kv_cache_gib: float = Field(default=1.0, gt=0)  # on a CPU; on a GPU `gpu_memory_utilization` decides
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    max_num_seqs: int = Field(default=32, ge=1)  # prompts in flight
+    threads: int = Field(default=0, ge=0)  # CPU threads; 0: as many as the process may use
     seed: int = 0
 
 
@@ -36,7 +37,7 @@ class Llm(Protocol):
 
     def choose(self, prompts: Sequence[str], choices: Sequence[str]) -> np.ndarray: ...
     def count_tokens(self, text: str) -> int: ...
-    def render(self, system: str, user: str, answer_prefix: str = "") -> str: ...
+    def render(self, system: str, user: str) -> str: ...
 
 
 class VllmEngine:
@@ -74,7 +75,7 @@ class VllmEngine:
             torch.set_num_threads(config.threads)
         self._tokenizer = self._llm.get_tokenizer()
 
-    def render(self, system: str, user: str, answer_prefix: str = "") -> str:
+    def render(self, system: str, user: str) -> str:
         """Chat template of the model around system and user text, up to where the answer starts.
 
         A model without a system role gets the system text at the head of the user's.
@@ -87,7 +88,7 @@ class VllmEngine:
                 raise
             chat = [{"role": "user", "content": f"{system}\n\n{user}"}]
             text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return str(text) + answer_prefix
+        return str(text)
 
     def count_tokens(self, text: str) -> int:
         return len(self._encode(text))
@@ -121,7 +122,6 @@ class VllmEngine:
         prompts: Sequence[str],
         *,
         max_tokens: int,
-        choices: Sequence[str] | None = None,
         regex: str | None = None,
         json_schema: dict[str, Any] | None = None,
     ) -> list[str]:
@@ -130,8 +130,8 @@ class VllmEngine:
         from vllm.sampling_params import StructuredOutputsParams
 
         form = None
-        if choices is not None or regex is not None or json_schema is not None:
-            form = StructuredOutputsParams(choice=list(choices) if choices else None, regex=regex, json=json_schema)
+        if regex is not None or json_schema is not None:
+            form = StructuredOutputsParams(regex=regex, json=json_schema)
         parameters = SamplingParams(max_tokens=max_tokens, temperature=0.0, structured_outputs=form)
         outputs = self._llm.generate(self._tokens(prompts), parameters, use_tqdm=False)
         return [output.outputs[0].text for output in outputs]

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deescal.config import fingerprint
-from deescal.judge.roles import letters_of
 from deescal.judge.taxonomy import FEATURES, Feature, rubric
+from deescal.speech.diarize import letters
 
 Turn = Mapping[str, Any]  # speaker, role, text
 
@@ -27,17 +27,17 @@ def system() -> str:
     return SYSTEM + rubric()
 
 
-def lines(turns: Sequence[Turn], letters: Mapping[str, str]) -> list[str]:
+def lines(turns: Sequence[Turn], names: Mapping[str, str]) -> list[str]:
     """'[0] Officer A: ...': roles and letters only, so that labels of transcripts made elsewhere do not matter."""
     return [
-        f"[{i}] {(turn['role'] or 'other').capitalize()} {letters[turn['speaker']]}: {turn['text']}"
+        f"[{i}] {(turn['role'] or 'other').capitalize()} {names[turn['speaker']]}: {turn['text']}"
         for i, turn in enumerate(turns)
     ]
 
 
 def head(turns: Sequence[Turn]) -> str:
     """The user's text up to the question."""
-    return "Transcript:\n" + "\n".join(lines(turns, letters_of(turns))) + "\n\n"
+    return "Transcript:\n" + "\n".join(lines(turns, letters(t["speaker"] for t in turns))) + "\n\n"
 
 
 def ask(feature: Feature) -> str:

@@ -21,6 +21,8 @@ import numpy as np
 
 from deescal.config import fingerprint
 from deescal.judge.llm import Llm
+from deescal.judge.windows import pieces
+from deescal.speech.diarize import letters
 
 ROLES = ("officer", "civilian", "dispatcher", "bystander", "narrator", "other")
 Turn = Mapping[str, Any]  # at least speaker and text
@@ -30,8 +32,8 @@ PHRASE_WEIGHT = 0.5  # of the phrases below, beside the words they consist of
 LLM_WEIGHT = 0.5  # of the model's log-probabilities, which are overconfident
 
 # What a model answers on average, whoever is asked about (log-probabilities in order of ROLES): small models
-# hardly ever say "civilian" or "narrator", so only the difference to this tells. Means over 138 unlabelled
-# speakers; a model that is not here is taken at its word.
+# hardly ever say "civilian" or "narrator", so only the difference to this tells. A model that is not here is taken
+# at its word.
 ANSWER_BIAS: dict[str, tuple[float, ...]] = {"qwen2.5-coder-1.5b": (-2.1, -6.7, -2.0, -4.0, -10.0, -0.7)}
 
 # Checked in order; the first that matches wins.
@@ -155,15 +157,20 @@ def phrase_scores(said: Sequence[str]) -> dict[str, float]:
     return scores
 
 
+def speech_scores(said: Sequence[str], turns: Sequence[Turn]) -> dict[str, float]:
+    """Role -> log-odds from what one speaker says (`said`) in the transcript `turns`; the label is not looked at."""
+    scores = phrase_scores(said)
+    seen = np.array(inputs(said, turns, _WORDS["grams"]))
+    for role in ROLES:
+        scores[role] += _WORDS["bias"][role] + float(seen @ np.array(_WORDS["weights"][role]))
+    return scores
+
+
 def rule_prior(turns: Sequence[Turn]) -> dict[str, dict[str, float]]:
     """Speaker -> probability of each role (summing to 1), from the label and from what the speaker says."""
     priors = {}
     for speaker in speakers_of(turns):
-        said = [t["text"] for t in turns if t["speaker"] == speaker]
-        scores = phrase_scores(said)
-        seen = np.array(inputs(said, turns, _WORDS["grams"]))
-        for role in ROLES:
-            scores[role] += _WORDS["bias"][role] + float(seen @ np.array(_WORDS["weights"][role]))
+        scores = speech_scores([t["text"] for t in turns if t["speaker"] == speaker], turns)
         if (named := role_of_label(speaker)) is not None:
             scores[named] += LABEL_WEIGHT
         priors[speaker] = _softmax(scores)
@@ -203,6 +210,32 @@ VERSION = fingerprint(
 )
 
 
+def ask(turns: Sequence[Turn], speakers: Sequence[str], engine: Llm, max_tokens: int, model: str = "") -> np.ndarray:
+    """The model's answers about `speakers`: a row of log-probabilities in order of ROLES each, less its ANSWER_BIAS.
+
+    Only the first `max_tokens` tokens of the transcript are read; who does not speak there is not asked about, and
+    the row is even: it says nothing.
+    """
+    names = letters(t["speaker"] for t in turns)
+    lines: list[str] = []
+    heard: set[str] = set()
+    left = max_tokens
+    for piece in (piece for turn in turns for piece in pieces(turn, max_tokens, engine.count_tokens)):
+        line = f"{names[piece['speaker']]}: {piece['text']}"
+        left -= engine.count_tokens(line) + 1
+        if left < 0:
+            break
+        lines.append(line)
+        heard.add(piece["speaker"])
+    answers = np.zeros((len(speakers), len(ROLES)))
+    asked = [i for i, s in enumerate(speakers) if s in heard]
+    if asked:
+        head = "Transcript:\n" + "\n".join(lines) + "\n\n"
+        prompts = [engine.render(SYSTEM, head + question(names[speakers[i]])) for i in asked]
+        answers[asked] = engine.choose(prompts, ROLES) - np.array(ANSWER_BIAS.get(model, (0.0,) * len(ROLES)))
+    return answers
+
+
 def assign(turns: Sequence[Turn], engine: Llm, max_tokens: int, model: str = "") -> dict[str, tuple[str, float]]:
     """Speaker -> (role, probability of it). Only the first `max_tokens` tokens of the transcript are read.
 
@@ -211,30 +244,10 @@ def assign(turns: Sequence[Turn], engine: Llm, max_tokens: int, model: str = "")
     priors = rule_prior(turns)
     asked = [s for s in priors if role_of_label(s) is None]
     if asked:
-        letters = letters_of(turns)
-        lines: list[str] = []
-        left = max_tokens
-        for turn in turns:
-            line = f"{letters[turn['speaker']]}: {turn['text']}"
-            left -= engine.count_tokens(line) + 1
-            if left < 0 and lines:
-                break
-            lines.append(line)
-        head = "Transcript:\n" + "\n".join(lines) + "\n\n"
-        prompts = [engine.render(SYSTEM, head + question(letters[s])) for s in asked]
-        answers = engine.choose(prompts, ROLES) - np.array(ANSWER_BIAS.get(model, (0.0,) * len(ROLES)))
-        for speaker, row in zip(asked, answers, strict=True):
+        for speaker, row in zip(asked, ask(turns, asked, engine, max_tokens, model), strict=True):
             priors[speaker] = combine(priors[speaker], row)
     best = {s: max(p, key=p.__getitem__) for s, p in priors.items()}
     return {s: (best[s], priors[s][best[s]]) for s in priors}
-
-
-def letters_of(turns: Sequence[Turn]) -> dict[str, str]:
-    """Speaker -> A, B, ... in order of first appearance (AA, AB, ... after Z)."""
-    names = {}
-    for i, speaker in enumerate(speakers_of(turns)):
-        names[speaker] = chr(65 + i) if i < 26 else chr(64 + i // 26) + chr(65 + i % 26)
-    return names
 
 
 def _softmax(scores: Mapping[str, float]) -> dict[str, float]:

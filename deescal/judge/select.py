@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
-from deescal.config import Resources
+from deescal.config import TaskResources
 from deescal.judge.taxonomy import BY_GROUP
 from deescal.stage import Run, StageConfig
 
@@ -29,13 +29,13 @@ class SelectConfig(StageConfig):
     rule: Literal["code", "paper"] = "code"
     context_filters: tuple[str, ...] | None = None  # features that reject at once; null: as published, all for code,
     # none for paper
-    code_min_police: int = 2
-    code_min_interaction: int = 2
-    code_min_deescalation: int = 1
-    paper_min_police: int = 2
-    paper_min_escalation: int = 3
-    paper_min_deescalation: int = 3
-    resources: Resources = Resources(num_cpus=0.1, memory_gib=0.2)
+    code_min_police: int = Field(default=2, ge=0)
+    code_min_interaction: int = Field(default=2, ge=0)
+    code_min_deescalation: int = Field(default=1, ge=0)
+    paper_min_police: int = Field(default=2, ge=0)
+    paper_min_escalation: int = Field(default=3, ge=0)
+    paper_min_deescalation: int = Field(default=3, ge=0)
+    resources: TaskResources = TaskResources(num_cpus=0.5, memory_gib=0.2)
 
     @field_validator("context_filters")
     @classmethod
@@ -53,9 +53,8 @@ class SelectConfig(StageConfig):
 def select(features: Sequence[Mapping[str, Any]], scores: Mapping[str, int], config: SelectConfig) -> Verdict:
     """Features (name, probability, present) and scores by group -> status and the reason for it."""
     found = {f["name"]: f for f in features}
-    against = [found[name] for name in config.filters() if found[name]["present"]]
-    if against:
-        against.sort(key=lambda f: -f["probability"])
+    against = [found[n] for n in BY_GROUP["context"] if n in config.filters() and found[n]["present"]]
+    if against:  # in the taxonomy's order, so that the same filters are one cause in the report
         named = ", ".join(f"{f['name']} (p {f['probability']:.2f})" for f in against)
         return "rejected", f"{config.rule}: context filter {named}"
     if config.rule == "code":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field, model_validator
+
 from deescal.config import Config, ImportPath, Resources, load_engine
 from deescal.errors import ClipError, UserError
 from deescal.judge import calibration, cues, prompts, roles
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class RolesConfig(Config):
-    max_tokens: int = 1500  # of the transcript's beginning that the model reads to tell roles
+    max_tokens: int = Field(default=1500, ge=32)  # of the transcript's beginning that the model reads to tell roles
 
 
 class InterpretConfig(StageConfig):
@@ -31,7 +33,23 @@ class InterpretConfig(StageConfig):
     roles: RolesConfig = RolesConfig()
     judge: JudgeConfig = JudgeConfig()
     resources: Resources = Resources(num_cpus=1, memory_gib=6.0)
-    batch_size: int = 1
+
+    @model_validator(mode="after")
+    def _fits(self) -> InterpretConfig:
+        """What is known without the tokenizer: a word is a token at least. The worker counts exactly."""
+        shared = prompts.system()
+        asked = {
+            "judge.window_tokens": (self.judge.window_tokens, [shared + prompts.ask(f) for f in prompts.FEATURES]),
+            "roles.max_tokens": (self.roles.max_tokens, [roles.SYSTEM + roles.question("A")]),
+        }
+        for field, (transcript, questions) in asked.items():
+            room, needed = self.llm.max_model_len - transcript, max(len(q.split()) for q in questions)
+            if needed > room:
+                raise ValueError(
+                    f"{field}={transcript} leaves {room} of llm.max_model_len={self.llm.max_model_len} tokens, "
+                    f"the questions have {needed} words"
+                )
+        return self
 
     def models(self) -> list[str]:
         return [self.llm.model]

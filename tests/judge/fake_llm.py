@@ -2,46 +2,53 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from deescal.judge import prompts
 from deescal.judge.cues import hits
-from deescal.judge.roles import ROLES, rule_prior
+from deescal.judge.roles import ROLES
 from deescal.judge.taxonomy import FEATURES
 
 _LINE = re.compile(r"^\[\d+\] (\w+) ([A-Z]+): (.*)$", re.MULTILINE)
-_SPOKEN = re.compile(r"^([A-Z]+): (.*)$", re.MULTILINE)
 
 
 class FakeLlm:
-    """Interface of `deescal.judge.llm.VllmEngine`; a token is a word. Counts its calls in `asked`."""
+    """Interface of `deescal.judge.llm.VllmEngine`; a token is a word. Keeps its prompts in `asked`.
 
-    def __init__(self, config: Any = None) -> None:
+    A prompt of more than `max_tokens` is an error, as it is for vLLM beyond max_model_len. Asked about a speaker's
+    role it answers with the log-probabilities that `roles` has for the letter, else with even ones, which say nothing.
+    """
+
+    def __init__(
+        self, config: Any = None, max_tokens: int = 10**9, roles: Mapping[str, Sequence[float]] | None = None
+    ) -> None:
         self.config = config
+        self.max_tokens = max_tokens
+        self.roles = roles or {}
         self.asked: list[str] = []
 
-    def render(self, system: str, user: str, answer_prefix: str = "") -> str:
-        return f"<system>{system}</system>\n{user}\n<answer>{answer_prefix}"
+    def render(self, system: str, user: str) -> str:
+        return f"<system>{system}</system>\n{user}\n<answer>"
 
     def count_tokens(self, text: str) -> int:
         return len(text.split())
 
     def choose(self, prompts: Sequence[str], choices: Sequence[str]) -> np.ndarray:
+        if too_long := [n for n in map(self.count_tokens, prompts) if n > self.max_tokens]:
+            raise ValueError(f"a prompt of {too_long[0]} tokens, at most {self.max_tokens} are possible")
         self.asked += prompts
-        answer = _role if tuple(choices) == ROLES else _yes
-        table = np.log(np.array([answer(prompt) for prompt in prompts]).reshape(len(prompts), len(choices)))
+        answer = self._role if tuple(choices) == ROLES else _yes
+        table = np.array([answer(prompt) for prompt in prompts]).reshape(len(prompts), len(choices))
         return table - 0.1  # some probability is left for other tokens
 
-
-def _role(prompt: str) -> list[float]:
-    user = prompt.split("</system>")[1]
-    letter = re.search(r"role of speaker ([A-Z]+)\?", user)[1]  # type: ignore[index]
-    turns = [{"speaker": s, "text": t} for s, t in _SPOKEN.findall(user)]
-    return [rule_prior(turns)[letter][role] + 1e-6 for role in ROLES]
+    def _role(self, prompt: str) -> Sequence[float]:
+        letter = re.search(r"role of speaker ([A-Z]+)\?", prompt)[1]  # type: ignore[index]
+        return self.roles.get(letter, [-1.8] * len(ROLES))
 
 
 def _yes(prompt: str) -> list[float]:
@@ -50,8 +57,8 @@ def _yes(prompt: str) -> list[float]:
     for feature in FEATURES:
         if user.split("\n<answer>")[0].endswith(prompts.ask(feature)):
             p = 0.95 if _shows(feature.name, turns) else 0.05
-            return [p, 1 - p]
-    return [0.5, 0.5]  # a question about a single line
+            return [math.log(p), math.log(1 - p)]
+    return [-0.7, -0.7]  # a question about a single line
 
 
 def _shows(name: str, turns: list[dict[str, str]]) -> bool:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,14 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deescal.config import load_config
 from deescal.errors import UserError
 from deescal.judge import calibration
-from deescal.judge.features import ABSENCES, LINE_OVERHEAD, JudgeConfig, judge, merge, windows
+from deescal.judge.features import ABSENCES, JudgeConfig, judge, merge
 from deescal.judge.select import SelectConfig, select
 from deescal.judge.stage import assign_roles
 from deescal.judge.taxonomy import NAMES
+from deescal.judge.windows import LINE_OVERHEAD, windows
 from tests.judge.fake_llm import FakeLlm
-from tests.judge.transcripts import EVERYDAY, NARRATED, STOP
+from tests.judge.transcripts import EVERYDAY, NARRATED, STOP, turns
 
 
 def with_roles(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -46,11 +49,25 @@ def test_neighbouring_windows_share_turns() -> None:
     assert [[t["turn_id"] for t in p] for p in parts] == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7], [6, 7, 8, 9]]
 
 
-def test_a_word_without_end_is_cut_and_no_room_is_an_error() -> None:
-    (part,) = windows([{"turn_id": 0, "text": "x" * 500}], 50, 0, len)
-    assert len(part[0]["text"]) == 40
+def test_text_without_spaces_is_cut_too_and_no_room_is_an_error() -> None:
+    parts = windows([{"turn_id": 0, "text": "字" * 500}], 50, 0, len)
+    assert sum(len(t["text"]) for part in parts for t in part) == 500
+    assert all(len(t["text"]) + LINE_OVERHEAD <= 50 for part in parts for t in part)
     with pytest.raises(ValueError, match="no room"):
         windows([{"turn_id": 0, "text": "xyz"}], 5, 0, len)
+
+
+def test_a_turn_of_ten_thousand_words_is_judged_with_evidence() -> None:
+    speech = turns("A: " + "and then he went on " * 2000, "B: Deal.", "A: So it went.")
+    engine = FakeLlm(max_tokens=1800)
+    ((features, _),) = judge([with_roles(speech)], engine, JudgeConfig(window_tokens=1000), everything_present())
+    asked_about_lines = [p for p in engine.asked if "Line of a transcript" in p]
+    assert asked_about_lines
+    assert all(set(f["evidence"]) <= {0, 1, 2} for f in features)
+
+
+def everything_present() -> calibration.Calibration:
+    return replace(calibration.uncalibrated(), thresholds=np.zeros(len(NAMES)))
 
 
 def test_a_feature_is_the_maximum_over_windows_but_an_absence_the_minimum() -> None:
@@ -99,9 +116,10 @@ def test_thirty_questions_share_their_beginning() -> None:
     assert shared / max(len(p) for p in asked) > 0.9
 
 
-def test_another_model_is_not_calibrated_and_says_so() -> None:
-    with pytest.warns(UserWarning, match="not calibrated"):
-        loaded = calibration.load("some/other-7b")
+def test_an_uncalibrated_judge_has_to_be_asked_for() -> None:
+    with pytest.raises(UserError, match=r"the judge is some/other-7b\); fit one with `bench/judge.py calibrate`"):
+        calibration.load("some/other-7b")
+    loaded = calibration.load("some/other-7b", "none")
     assert not loaded.fitted
     assert set(loaded.thresholds) == {0.5}
     answers = np.linspace(-2, 2, len(NAMES))
@@ -113,6 +131,8 @@ def test_thresholds_and_calibrations_that_do_not_fit_are_the_users_mistake(tmp_p
     assert loaded.thresholds[NAMES.index("agreement_reached")] == 0.9
     with pytest.raises(UserError, match="unknown feature 'agreement'"):
         calibration.load("x", "none", {"agreement": 0.9})
+    with pytest.raises(UserError, match="less than or equal to 1"):
+        load_config(None, JudgeConfig, ["thresholds.agreement_reached=90"])
     with pytest.raises(UserError, match="No such file"):
         calibration.load("x", str(tmp_path / "none.json"))
     with pytest.raises(UserError, match="was fitted for"):

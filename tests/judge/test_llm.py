@@ -28,7 +28,7 @@ class NoSystemRole:
 def test_a_model_without_a_system_role_gets_it_with_the_users_text() -> None:
     engine = object.__new__(VllmEngine)
     engine._tokenizer = NoSystemRole()
-    assert engine.render("Be brief.", "Hello", "Well") == "<user>Be brief.\n\nHello<model>Well"
+    assert engine.render("Be brief.", "Hello") == "<user>Be brief.\n\nHello<model>"
 
 
 @pytest.mark.engine
@@ -45,7 +45,6 @@ def test_choices_are_exact_however_unlikely(judge_engine: VllmEngine) -> None:
 @pytest.mark.engine
 def test_generated_text_has_the_form_asked_for(judge_engine: VllmEngine) -> None:
     prompt = judge_engine.render("", "Name a color and a number.")
-    assert judge_engine.generate([prompt], max_tokens=8, choices=["red", "blue"])[0] in {"red", "blue"}
     assert re.fullmatch(r"\d{2}", judge_engine.generate([prompt], max_tokens=8, regex=r"\d{2}")[0])
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
     assert set(json.loads(judge_engine.generate([prompt], max_tokens=30, json_schema=schema)[0])) == {"ok"}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from deescal.judge.roles import ROLES, assign, combine, letters_of, role_of_label, rule_prior
+from deescal.judge.roles import ANSWER_BIAS, ROLES, assign, combine, role_of_label, rule_prior
 from tests.judge.fake_llm import FakeLlm
 from tests.judge.transcripts import EVERYDAY, NARRATED, STOP, turns
 
@@ -62,12 +62,43 @@ def test_every_speaker_gets_a_role_and_a_confidence_and_labels_are_not_asked_abo
     assert len(engine.asked) == 1
 
 
-def test_a_long_transcript_is_cut_for_the_question() -> None:
-    engine = FakeLlm()
-    assign(STOP * 50, engine, max_tokens=40)
-    assert all(engine.count_tokens(p.split("</system>")[1]) < 80 for p in engine.asked)
+def log_probabilities(role: str) -> list[float]:
+    """A model that is sure of a role."""
+    return [-0.1 if r == role else -9.0 for r in ROLES]
 
 
-def test_letters_go_on_after_z() -> None:
-    many = [{"speaker": f"speaker {i}", "text": ""} for i in range(28)]
-    assert list(letters_of(many).values())[-3:] == ["Z", "AA", "AB"]
+def test_each_speaker_gets_the_answer_to_the_question_about_it() -> None:
+    engine = FakeLlm(roles={"A": log_probabilities("dispatcher"), "B": log_probabilities("civilian")})
+    found = assign(EVERYDAY, engine, max_tokens=1000)
+    assert {s: role for s, (role, _) in found.items()} == {"A": "dispatcher", "B": "civilian"}
+
+
+def test_what_a_model_answers_on_average_tells_nothing() -> None:
+    (model, usual), *_ = ANSWER_BIAS.items()
+    engine = FakeLlm(roles={"A": usual, "B": usual})
+    prior = {s: (best(p), pytest.approx(max(p.values()))) for s, p in rule_prior(EVERYDAY).items()}
+    assert assign(EVERYDAY, engine, 1000, model) == prior
+    assert assign(EVERYDAY, engine, 1000, "another") != prior
+    for_once = [x + 5.0 * (r == "civilian") for r, x in zip(ROLES, usual, strict=True)]  # still not its likeliest
+    assert assign(EVERYDAY, FakeLlm(roles={"B": for_once}), 1000, model)["B"][0] == "civilian"
+    assert assign(EVERYDAY, FakeLlm(roles={"B": for_once}), 1000, "another")["B"][0] != "civilian"
+
+
+def test_who_does_not_speak_in_what_the_model_reads_is_not_asked_about() -> None:
+    late = turns("C: Officers, what is going on out there?", "C: I am his neighbor, I saw it all.")
+    engine = FakeLlm(roles={s: log_probabilities("narrator") for s in "ABC"})
+    both = [*STOP, *late]
+    found = assign(both, engine, max_tokens=100)
+    assert len(engine.asked) == 2
+    prior = rule_prior(both)["C"]
+    assert found["C"] == (best(prior), pytest.approx(max(prior.values())))
+
+
+@pytest.mark.parametrize("first", ["word " * 10_000, "字" * 10_000])
+def test_a_turn_longer_than_the_model_reads_is_cut(first: str) -> None:
+    engine = FakeLlm(max_tokens=400)
+    engine.count_tokens = lambda text: max(len(text.split()), text.count("字"))  # type: ignore[method-assign]
+    found = assign([*turns(f"A: {first}"), *STOP], engine, max_tokens=200)
+    assert set(found) == {"A", "B"}
+    assert engine.asked
+    assert len(engine.asked[0]) > 100

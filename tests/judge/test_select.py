@@ -72,6 +72,17 @@ def test_every_reason_names_its_rule_and_a_number(present: set[str], rule: str) 
     assert re.fullmatch(rf"{rule}: .*\d.*", verdict(present, rule=rule)[1])
 
 
+def test_filters_are_named_in_one_order_whatever_their_probabilities() -> None:
+    def reason(police: float, training: float) -> str:
+        found = judged({"no_police_presence", "training_range_context"})
+        probabilities = {"no_police_presence": police, "training_range_context": training}
+        features = [{**f, "probability": probabilities.get(f["name"], f["probability"])} for f in found[0]]
+        config = SelectConfig.model_validate({"context_filters": ["training_range_context", "no_police_presence"]})
+        return re.sub(r" \(.*?\)", "", select(features, found[1], config)[1])
+
+    assert reason(0.6, 0.9) == reason(0.9, 0.6) == "code: context filter no_police_presence, training_range_context"
+
+
 def test_thresholds_are_fields() -> None:
     assert verdict(ENCOUNTER, code_min_police=3) == ("rejected", "code: police 2 < 3")
     assert verdict(ENCOUNTER, rule="paper", paper_min_deescalation=1)[0] == "accepted"

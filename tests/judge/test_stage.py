@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
+from deescal.judge.features import JudgeConfig
 from deescal.judge.select import SelectConfig, select
 from deescal.judge.stage import InterpretConfig, Interpreter, judge_identity, roles_identity
 from deescal.schema import CLIPS, empty_row, to_table
 from deescal.stage import Ledger, Run
 from tests.judge.transcripts import EVERYDAY, NARRATED, STOP
 
-FAKE = InterpretConfig(engine="tests.judge.fake_llm:FakeLlm")
+FAKE = InterpretConfig(engine="tests.judge.fake_llm:FakeLlm", judge=JudgeConfig(calibration="none"))
 
 
 def clip(clip_id: str, turns: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -22,7 +23,6 @@ def run() -> Run:
     return Run(out="out", fingerprints={"roles": "r1", "judge": "j1", "select": "s1"}, ledger=Ledger())
 
 
-@pytest.mark.filterwarnings("ignore:the judge is not calibrated")
 def test_one_worker_fills_roles_features_and_scores(run: Run) -> None:
     worker = Interpreter(FAKE, run.stage("roles"), run.stage("judge"))
     failed = clip("c3", [], status="failed", reason="transcribe failed: no speech", failed_stage="transcribe")
@@ -41,13 +41,12 @@ def test_one_worker_fills_roles_features_and_scores(run: Run) -> None:
     assert worker(out).equals(out), "what is done is not done again"
 
 
-@pytest.mark.filterwarnings("ignore:the judge is not calibrated")
 def test_identities_follow_what_decides_the_result_only() -> None:
     faster = FAKE.model_copy(update={"batch_size": 9})
     assert roles_identity(faster) == roles_identity(FAKE)
     assert judge_identity(faster) == judge_identity(FAKE)
     stricter = InterpretConfig.model_validate(
-        {"engine": FAKE.engine, "judge": {"thresholds": {"agreement_reached": 0.9}}}
+        {"engine": FAKE.engine, "judge": {"calibration": "none", "thresholds": {"agreement_reached": 0.9}}}
     )
     assert roles_identity(stricter) == roles_identity(FAKE)
     assert judge_identity(stricter) != judge_identity(FAKE)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from deescal.judge import calibration, cues, prompts
 from deescal.judge.taxonomy import BY_GROUP, BY_NAME, FEATURES, GROUPS, NAMES, rubric
+from tests.judge.transcripts import DRILL, EVERYDAY, NARRATED, STOP
 
 
 def test_thirty_features_in_five_groups() -> None:
@@ -44,3 +46,11 @@ def test_cues_count_in_the_mouth_of_their_side_only() -> None:
     assert set(cues.counts([order])) != {0.0}
     assert len(cues.counts([order])) == len(BY_NAME)
     assert len(cues.shape([order])) == len(cues.SHAPE_NAMES)
+
+
+def test_a_drill_in_words_of_its_own_has_its_cues_and_real_talk_has_none() -> None:
+    def occurrences(turns: list[dict[str, Any]]) -> int:
+        return sum(cues.hits("training_range_context", {**t, "role": "other"}) for t in turns)
+
+    assert occurrences(DRILL) >= 4
+    assert [occurrences(turns) for turns in (STOP, NARRATED, EVERYDAY)] == [0, 0, 0]

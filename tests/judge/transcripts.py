@@ -43,6 +43,18 @@ NARRATED = turns(
     "A: This video is sponsored by Glow Lamps. Use the link in the description and subscribe.",
     "A: The robber grabs the money from the register and runs. The victim was not hurt, the suspect was never found.",
 )
+DRILL = turns(  # in other words than the sample clip of a drill
+    "A: Listen up, everybody. We do this stop twice, slow first, then at normal speed. Sergeant Ruiz is our driver.",
+    "B: Do we load live ammunition?",
+    "A: Not in this building. You all carry dummy weapons, and I check them before each run.",
+    "B: What if he does not obey me?",
+    "A: Then talk him through it, like we did in class yesterday. Begin.",
+    "B: Police. Turn off the car and show me your hands.",
+    "C: Why, officer? What did I do?",
+    "A: Pause there. You stood too close to the door. Reset, and start the scenario again.",
+    "B: Understood. How am I graded?",
+    "A: On your words, not on speed. Every trainee gets two tries, and then we debrief.",
+)
 EVERYDAY = turns(
     "A: What should we cook tonight? I am hungry.",
     "B: How about soup? We have carrots in the kitchen.",
