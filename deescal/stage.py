@@ -2,7 +2,8 @@
 
 A stage is a function `(Dataset, config, run) -> Dataset` over the CLIPS table. Its worker hands each batch to
 `Stage.apply`, which
-- passes on untouched a row that failed earlier, and one that this stage did already with the same fingerprint;
+- passes on untouched a row that failed earlier, and one that this stage did already (`plan.reopen` has taken out of
+  a stored row what no longer holds before it comes here);
 - turns a `ClipError` into a failed row, and lets every other exception stop the job, since it is a bug;
 - counts starts that never finished, so that a clip that kills its worker each time is given up, not retried for ever.
 """
@@ -16,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
+from pydantic import Field
 
-from deescal.config import Config, Resources, fingerprint
+from deescal.config import Config, TaskResources
 from deescal.errors import ClipError
 from deescal.models import identity
 from deescal.schema import Row, to_table
@@ -30,8 +32,8 @@ MAX_DEATHS = 3  # of a stage's worker on one clip, before the clip is given up
 class StageConfig(Config):
     """What every stage's config has besides its own fields."""
 
-    resources: Resources = Resources()
-    batch_size: int = 1  # clips a worker takes at once
+    resources: TaskResources = TaskResources()  # Resources where workers hold a model
+    batch_size: int = Field(default=1, ge=1)  # clips a worker takes at once
 
     def models(self) -> list[str]:
         """Registry names, folders or hub ids of the models it loads."""
@@ -101,7 +103,7 @@ class RemoteLedger:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of one run: its name, the fingerprint of it and all before it, and the run's ledger."""
+    """One stage of one run: its name, the fingerprint of what decides its result, and the run's ledger."""
 
     name: str
     fingerprint: str
@@ -109,9 +111,8 @@ class Stage:
 
     def owed(self, row: Row) -> bool:
         """Whether this stage still has to process the row."""
-        return row["status"] not in ("failed", "duplicate") and not any(
-            s["stage"] == self.name and s["fingerprint"] == self.fingerprint for s in row["stages"] or ()
-        )
+        done = any(s["stage"] == self.name for s in row["stages"] or ())
+        return row["status"] not in ("failed", "duplicate") and not done
 
     def apply(self, table: pa.Table, process: Callable[[Row], Row]) -> pa.Table:
         """Run `process` (row -> the columns it sets) on the rows owed; same rows out, same order.
@@ -147,10 +148,9 @@ class Stage:
         return to_table(rows)
 
     def record(self, row: Row, result: Row | ClipError, seconds: float) -> Row:
-        """The row after this stage: with its columns, or failed; and with the stage's entry in `stages`."""
-        earlier = [s for s in row["stages"] or () if s["stage"] != self.name]
+        """The row after this stage: with its columns, or failed; and with the stage's entry at the end of `stages`."""
         entry = {"stage": self.name, "fingerprint": self.fingerprint, "seconds": seconds}
-        row = {**row, "stages": [*earlier, entry]}
+        row = {**row, "stages": [*(row["stages"] or ()), entry]}
         if isinstance(result, ClipError):
             attempts = (row["attempts"] or 0) + 1
             return {**row, **failure(self.name, str(result)), "attempts": attempts}
@@ -174,24 +174,9 @@ class Run:
     """What stages need to know of the run they are in."""
 
     out: str  # URI of the run's folder
-    fingerprints: dict[str, str]
+    fingerprints: Mapping[str, str]  # of the stages that some row may owe
     ledger: LedgerLike
 
     def stage(self, name: str) -> Stage:
-        return Stage(name, self.fingerprints[name], self.ledger)
-
-
-def chain_fingerprints(
-    identities: Sequence[tuple[str, object]], kept: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """(stage, what decides its result) in order -> stage -> fingerprint; a change reaches all later stages.
-
-    Args:
-        identities: the stages to compute.
-        kept: fingerprints of the stages before them, as they were.
-    """
-    chained = dict(kept or {})
-    before = next(reversed(chained.values()), "")
-    for stage, decides in identities:
-        before = chained[stage] = fingerprint(stage, decides, before)
-    return chained
+        # A stage without a fingerprint shares a worker with one that has: its results are taken as they are.
+        return Stage(name, self.fingerprints.get(name, ""), self.ledger)

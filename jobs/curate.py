@@ -1,6 +1,6 @@
 """Curate on a cluster: `ray job submit --runtime-env runtime_env.yaml -- python jobs/curate.py SOURCE... --out URI`.
 
-The same arguments as `deescal curate`; the stages are `deescal.curate.job.curate_stages`.
+The same arguments as `deescal curate`; the stages are `deescal.curate.flow.run_stages`.
 """
 
 from deescal.cli import app

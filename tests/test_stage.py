@@ -6,7 +6,7 @@ import pytest
 
 from deescal.errors import ClipError
 from deescal.schema import Row, empty_row, to_table
-from deescal.stage import MAX_DEATHS, Ledger, Stage, chain_fingerprints
+from deescal.stage import MAX_DEATHS, Ledger, Stage
 
 
 def rows_of(stage: Stage, rows: list[Row], process) -> list[Row]:
@@ -32,12 +32,6 @@ def test_done_failed_and_duplicate_rows_pass_untouched() -> None:
         raise AssertionError(row["clip_id"])
 
     assert rows_of(stage, [done, failed, duplicate], never) == [done, failed, duplicate]
-
-
-def test_an_outdated_stage_runs_again_and_is_recorded_once() -> None:
-    old = clip("a", stages=[{"stage": "s", "fingerprint": "old", "seconds": 1.0}])
-    (row,) = rows_of(Stage("s", "new", Ledger()), [old], lambda row: {"language": "en"})
-    assert [s["fingerprint"] for s in row["stages"]] == ["new"]
 
 
 def test_a_clip_error_is_a_failed_row_and_others_go_on() -> None:
@@ -83,12 +77,3 @@ def test_a_ledger_gives_content_to_the_first_name() -> None:
     assert not ledger.claim("known", "second.mp4")
     assert ledger.claim("known", "first.mp4")
     assert ledger.claim("new", "second.mp4")
-
-
-def test_a_change_reaches_the_stages_after_it_only() -> None:
-    before = chain_fingerprints([("a", 1), ("b", 2), ("c", 3)])
-    after = chain_fingerprints([("a", 1), ("b", 9), ("c", 3)])
-    assert before["a"] == after["a"]
-    assert before["b"] != after["b"]
-    assert before["c"] != after["c"]
-    assert chain_fingerprints([("c", 3)], {"a": before["a"], "b": before["b"]}) == before

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from deescal.curate.job import Result, Watch
 from deescal.curate.plan import Plan
-from deescal.report import funnel_table, stage_table
+from deescal.report import funnel_table, judge_warning, stage_table
 from deescal.schema import Row
 
 
@@ -34,6 +35,12 @@ def run_with_progress(job: Callable[[Watch], Result], strict: bool) -> None:
     bar = progress.add_task("clips", detail="loading models")
 
     def on_start(plan: Plan) -> None:
+        if plan.unseen:
+            console.print(
+                f"[yellow]warning: {len(plan.unseen)} input(s) cannot be looked at now, their rows are kept as they "
+                f"are; the first is {escape(plan.unseen[0])}",
+                soft_wrap=True,
+            )
         if plan.done:
             console.print(f"{plan.done} input(s) are complete already; {len(plan.todo)} to do")
         if plan.todo:
@@ -50,7 +57,7 @@ def run_with_progress(job: Callable[[Watch], Result], strict: bool) -> None:
         if outcome["status"] == "failed" or not console.is_terminal:
             name = outcome["uri"].rsplit("/", 1)[-1]
             console.print(
-                f"  {outcome['status']:<9} {name}: {outcome['reason'] or 'same content as another input'}",
+                f"  {outcome['status']:<9} {name}: {outcome['reason'] or 'content that is here already'}",
                 markup=False,
                 soft_wrap=True,
             )
@@ -62,6 +69,8 @@ def run_with_progress(job: Callable[[Watch], Result], strict: bool) -> None:
     console.print(funnel_table(result.summary))
     console.print(stage_table(result.summary))
     console.print(f"table   {result.out}/clips/*.parquet\npage    {result.report_uri}")
+    if warning := judge_warning(result.run):
+        console.print(f"warning: {warning}", style="yellow", markup=False)
     failed = result.run["status"].get("failed", 0)
     if failed:
         console.print(
