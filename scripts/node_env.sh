@@ -5,6 +5,9 @@ export PATH="$HOME/venv/bin:$PATH"
 # Ray's launcher sets this to 1 for the commands it runs; unset, Ray gives each worker as many threads as CPUs.
 unset OMP_NUM_THREADS
 
+# Ray's servers on this node want the token that cluster.yaml has brought, and its clients show it.
+export RAY_AUTH_MODE=token
+
 export RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 PYANNOTE_METRICS_ENABLED=0
 export HF_HUB_DISABLE_TELEMETRY=1
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deescal.config import Resources, load_config
+from deescal.config import TaskResources, load_config
 from deescal.curate.config import CurateConfig
 from deescal.stage import StageConfig
 
@@ -58,7 +60,7 @@ def capacity(group: dict[str, Any]) -> Demand:
     return resources.get("GPU", 0), resources["memory"] / 2**30, resources["CPU"]
 
 
-def demand(resources: Resources) -> Demand:
+def demand(resources: TaskResources) -> Demand:
     return resources.num_gpus, resources.memory_gib, resources.num_cpus
 
 
@@ -66,8 +68,8 @@ def fits(asked: Demand, free: Demand) -> bool:
     return all(a <= f + 1e-9 for a, f in zip(asked, free, strict=True))
 
 
-def stage_resources() -> dict[str, Resources]:
-    """Stage -> what one worker asks for and how many there are, under the cluster profile."""
+def stage_resources() -> dict[str, TaskResources]:
+    """Stage -> what one worker or task asks for and how many workers there are, under the cluster profile."""
     config = load_config(GPU_CONFIG, CurateConfig)
     sections = {name: getattr(config, name) for name in CurateConfig.model_fields}
     return {name: section.resources for name, section in sections.items() if isinstance(section, StageConfig)}
@@ -154,12 +156,32 @@ def test_nodes_get_access_by_profile_and_start_in_a_known_environment(cluster: d
     for name, group in cluster["available_node_types"].items():
         assert "IamInstanceProfile" in group["node_config"], name
     for local in cluster["file_mounts"].values():
-        assert (ROOT / local).exists(), local
+        assert local.startswith("~/") or (ROOT / local).exists(), local
     starts = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
     assert all("node_env.sh && " in command for command in starts)
     exported = (ROOT / "scripts" / "node_env.sh").read_text()
     for name, value in yaml.safe_load((ROOT / "runtime_env.yaml").read_text())["env_vars"].items():
         assert f"{name}={value}" in exported
+
+
+def test_every_node_wants_the_token_that_ray_up_brings(cluster: dict[str, Any], tmp_path: Path) -> None:
+    from ray._private.authentication.authentication_token_setup import _get_default_token_path
+
+    token = _get_default_token_path().relative_to(Path.home())
+    assert cluster["file_mounts"][f"/home/{cluster['auth']['ssh_user']}/{token}"] == f"~/{token}"
+    # As a node does it, without a parameter store: the environment in which `ray start` runs.
+    command = [f". {ROOT}/scripts/node_env.sh && echo $RAY_AUTH_MODE"]
+    stub = tmp_path / "venv" / "bin" / "python"
+    stub.parent.mkdir(parents=True)
+    stub.write_text("#!/bin/sh\nexit 1\n")
+    stub.chmod(0o755)
+    result = subprocess.run(
+        ["bash", "-c", *command],
+        env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout == "token\n", result.stderr
 
 
 def test_ray_accepts_the_runtime_env() -> None:
@@ -212,7 +234,7 @@ def test_each_stage_runs_on_the_group_meant_for_it(groups: dict[str, dict[str, A
 
 def test_all_workers_of_all_stages_fit_at_once(cluster: dict[str, Any], groups: dict[str, dict[str, Any]]) -> None:
     """Curation streams: every stage holds its workers at the same time."""
-    asked = [demand(r) for r in stage_resources().values() for _ in range(r.workers)]
+    asked = [demand(r) for r in stage_resources().values() for _ in range(getattr(r, "workers", 1))]
     # Beside the stages' workers, reading and writing take a CPU each.
     needed = nodes_needed([*asked, (0, 1, 1), (0, 1, 1)], groups)
     assert needed is not None, "some group's max_workers is too small"
