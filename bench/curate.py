@@ -1,8 +1,9 @@
 """What curation costs beyond its engines: `python bench/curate.py whole|flat`.
 
-whole: 30 minutes of audio through the job; then each engine alone, one after the other, all cores to itself. The
-       ratio is wall time of the job to the sum of the engines' own compute: the cores are the one resource that
-       all stages share here, so their compute adds up.
+whole: 30 minutes of audio through the job; then each engine alone, one after the other. All stages share the cores,
+       which are the busiest resource here, so the job can take no less than the engines' CPU seconds divided by the
+       number of cores; the ratio is the job's wall time to that. (By wall time alone a stage of one thread would
+       count as if it used all cores.)
 flat:  10 and 100 clips with fake engines: seconds a clip and peak memory must not grow with their number.
 
 Clips are the sample encounters, each copy made distinct by its metadata, so that none is a duplicate.
@@ -16,6 +17,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -76,8 +80,40 @@ def make_clips(folder: Path, minutes: float) -> list[Path]:
     return clips
 
 
-def engines_alone(clips: list[Path]) -> dict[str, float]:
-    """Seconds of compute of each engine over all clips, loading not counted."""
+@dataclass
+class Cost:
+    """Seconds by the clock, and of all cores together."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+    def scaled(self, factor: float) -> Cost:
+        return Cost(self.wall_s * factor, self.cpu_s * factor)
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and of all below it, ended ones included."""
+    me = psutil.Process()
+    own = me.cpu_times()
+    total = own.user + own.system + own.children_user + own.children_system
+    for child in me.children(recursive=True):
+        try:
+            times = child.cpu_times()
+        except psutil.Error:
+            continue
+        total += times.user + times.system
+    return total
+
+
+@contextmanager
+def clock(spent: dict[str, Cost], name: str) -> Iterator[None]:
+    began, cpu_began_s = time.perf_counter(), cpu_seconds()
+    yield
+    spent[name] = Cost(time.perf_counter() - began, cpu_seconds() - cpu_began_s)
+
+
+def engines_alone(clips: list[Path]) -> dict[str, Cost]:
+    """What each engine costs over all clips, loading not counted."""
     from deescal.config import load_engine
     from deescal.curate.config import CurateConfig
     from deescal.judge.stage import Interpreter
@@ -87,23 +123,16 @@ def engines_alone(clips: list[Path]) -> dict[str, float]:
     from deescal.stage import Ledger, Run
 
     config = CurateConfig()
-    spent: dict[str, float] = {}
-
-    def clock(name: str, began: float) -> None:
-        spent[name] = spent.get(name, 0.0) + time.perf_counter() - began
-
-    began = time.perf_counter()
-    sounds = [decode_audio(clip).samples.astype(np.float32) / 32768 for clip in clips]
-    clock("extract_audio", began)
+    spent: dict[str, Cost] = {}
+    with clock(spent, "extract_audio"):
+        sounds = [decode_audio(clip).samples.astype(np.float32) / 32768 for clip in clips]
     transcriber = load_engine(config.transcribe.engine)(config.transcribe)
-    began = time.perf_counter()
-    texts = [transcriber.transcribe(sound) for sound in sounds]
-    clock("transcribe", began)
+    with clock(spent, "transcribe"):
+        texts = [transcriber.transcribe(sound) for sound in sounds]
     del transcriber
     diarizer = load_engine(config.diarize.engine)(config.diarize)
-    began = time.perf_counter()
-    spans = [diarizer.diarize(sound) for sound in sounds]
-    clock("diarize", began)
+    with clock(spent, "diarize"):
+        spans = [diarizer.diarize(sound) for sound in sounds]
     del diarizer
     rows = [
         empty_row(
@@ -120,11 +149,10 @@ def engines_alone(clips: list[Path]) -> dict[str, float]:
     ]
     run = Run("", config.fingerprints(), Ledger())
     worker = Interpreter(config.interpret, run.stage("roles"), run.stage("judge"))
-    began = time.perf_counter()
     size = config.interpret.batch_size
-    for start in range(0, len(rows), size):
-        worker(to_table(rows[start : start + size]))
-    clock("roles and judge", began)
+    with clock(spent, "roles and judge"):
+        for start in range(0, len(rows), size):
+            worker(to_table(rows[start : start + size]))
     return spent
 
 
@@ -150,11 +178,15 @@ def whole(minutes: float, alone_minutes: float) -> None:
             print(f"  in the job: {name:<14} {cost.seconds:7.1f} s")
         some = clips[: max(1, round(len(clips) * alone_minutes / minutes))]
         scale = len(clips) / len(some)  # every fourth clip is the same encounter, so cost grows with their number
-        alone = {name: seconds * scale for name, seconds in engines_alone(some).items()}
-        for name, seconds in alone.items():
-            print(f"  alone:      {name:<14} {seconds:7.1f} s" + (f" (from {len(some)} clips)" if scale > 1 else ""))
-        total = sum(alone.values())
-        print(f"engines alone, one after the other: {total:.0f} s; wall / compute = {wall_s / total:.2f}")
+        alone = {name: cost.scaled(scale) for name, cost in engines_alone(some).items()}
+        for name, cost in alone.items():
+            print(
+                f"  alone:      {name:<14} {cost.wall_s:7.1f} s, {cost.cpu_s:7.1f} s of CPU"
+                + (f" (from {len(some)} clips)" if scale > 1 else "")
+            )
+        cores = len(os.sched_getaffinity(0))
+        least_s = sum(cost.cpu_s for cost in alone.values()) / cores
+        print(f"engines' CPU seconds / {cores} cores: {least_s:.0f} s; wall of the job / that = {wall_s / least_s:.2f}")
 
 
 def flat(n: int) -> None:

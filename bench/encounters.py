@@ -1,7 +1,8 @@
 """A run over the sample clips against their exact scripts: `python bench/encounters.py RUN`.
 
-WER of the words, DER of the speakers (no collar, overlap counted), cpWER (words under the right speaker), and the
-role of every speaker. The measures are jiwer's, pyannote.metrics' and meeteval's.
+WER of the words, DER of the speakers (no collar, overlap counted), cpWER (words under the right speaker), the role
+of every speaker, and of the features that a clip shows how many were found. The measures are jiwer's,
+pyannote.metrics' and meeteval's.
 """
 
 from __future__ import annotations
@@ -77,10 +78,34 @@ def score(row: dict[str, Any], truth: dict[str, Any]) -> Score:
     )
 
 
+@dataclass(frozen=True)
+class Found:
+    """Features of one clip, by name."""
+
+    due: set[str]  # that the clip shows, by its truth
+    present: set[str]  # of these, found
+    with_evidence: set[str]  # of these, with a turn named at the time of a turn that shows it
+    extra: set[str]  # found, but not due
+
+
+def features_found(row: dict[str, Any], truth: dict[str, Any]) -> Found:
+    """A finished CLIPS row against the features that the truth says it shows, and the turns that show them."""
+    shows, turns = truth["shows"], {turn["turn_id"]: turn for turn in row["turns"]}
+    present = {f["name"]: f["evidence"] for f in row["features"] if f["present"]}
+
+    def meets(name: str) -> bool:
+        named, marked = [turns[i] for i in present[name]], [truth["turns"][i] for i in shows[name]]
+        return any(a["start_s"] < b["end_s"] and b["start_s"] < a["end_s"] for a in named for b in marked)
+
+    right = set(shows) & set(present)
+    return Found(set(shows), right, {name for name in right if meets(name)}, set(present) - set(shows))
+
+
 def main(run: str) -> None:
     from deescal.curate.store import read_clips
 
-    print(f"{'clip':<16} {'status':<9} {'WER %':>6} {'DER %':>6} {'cpWER %':>8}  roles (true -> found where different)")
+    print(f"{'clip':<16} {'status':<9} {'WER %':>6} {'DER %':>6} {'cpWER %':>8}", end="")
+    print("  features  roles (true -> found where different)")
     for row in sorted(read_clips(run), key=lambda r: r["uri"]):
         name = Path(row["uri"]).stem
         truth = read_truth(name)
@@ -88,9 +113,10 @@ def main(run: str) -> None:
         if not truth.get("turns") or row["status"] == "failed":
             print(f"{name:<16} {row['status']:<9}{right} {row['reason']}")
             continue
-        s = score(row, truth)
+        s, f = score(row, truth), features_found(row, truth)
+        found = f"{len(f.present)} of {len(f.due)}" + (f" +{len(f.extra)}" if f.extra else "")
         roles = ", ".join(f"{who}: {t}" + (f" -> {f}" if t != f else "") for who, (t, f) in s.roles.items())
-        print(f"{name:<16} {row['status']:<9} {s.wer:6.1%} {s.der:6.1%} {s.cpwer:8.1%}  {roles}{right}")
+        print(f"{name:<16} {row['status']:<9} {s.wer:6.1%} {s.der:6.1%} {s.cpwer:8.1%}  {found:<12} {roles}{right}")
 
 
 if __name__ == "__main__":

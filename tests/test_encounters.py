@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.encounters import read_truth, score
+from bench.encounters import features_found, read_truth, score
 from deescal.curate.store import read_clips
 from deescal.ingest.transcripts import parse_csv
 
@@ -64,6 +64,16 @@ def test_words_speakers_and_roles(rows: dict[str, dict[str, Any]], name: str) ->
     assert found.der <= 0.10
     assert found.cpwer <= 0.15
     assert found.roles_right, found.roles
+
+
+def test_features_and_their_evidence(rows: dict[str, dict[str, Any]]) -> None:
+    found = [features_found(rows[name], read_truth(name)) for name in ENCOUNTERS]
+    for clip in found:
+        assert len(clip.present) >= 0.5 * len(clip.due), clip.due - clip.present
+        assert len(clip.extra) <= 2, clip.extra  # of about ten that the clip does not show
+    due, present, named = (sum(len(getattr(f, part)) for f in found) for part in ("due", "present", "with_evidence"))
+    assert present >= 0.7 * due
+    assert named >= 0.8 * present
 
 
 @pytest.mark.parametrize("name", ENCOUNTERS)

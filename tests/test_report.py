@@ -193,7 +193,8 @@ def test_step_names_are_the_stages():
 
 def write(tmp_path, rows, **values):
     to_table(rows)  # the fakes are rows that could exist
-    uri = write_report(iter(rows), run_of(summarize(rows), **values), str(tmp_path))
+    summary = summarize(iter(rows))
+    uri = write_report(summary, run_of(summary, **values), str(tmp_path))
     return (tmp_path / "report.html").read_text() if uri.endswith("report.html") else ""
 
 
@@ -207,9 +208,16 @@ def test_page_shows_the_numbers(tmp_path):
     assert "do not add up" in write(tmp_path, mixed(3), inputs=4)
 
 
+def test_the_page_says_that_the_judge_is_not_calibrated(tmp_path):
+    judge = {"llm": {"model": "some-7b"}, "judge": {"calibration": "none"}}
+    assert "Judge not calibrated for some-7b" in write(tmp_path, [make_row(1)], config={"interpret": judge})
+    judge["judge"]["calibration"] = None
+    assert "not calibrated" not in write(tmp_path, [make_row(1)], config={"interpret": judge})
+
+
 def test_page_of_an_empty_run_or_with_little_known(tmp_path):
     assert "0 inputs" in write(tmp_path, [])
-    write_report([make_row(1)], {}, str(tmp_path))
+    write_report(summarize([make_row(1)]), {}, str(tmp_path))
     assert "1 input became 1 accepted clip<" in (tmp_path / "report.html").read_text()
 
 

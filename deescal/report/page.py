@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from deescal.judge.taxonomy import BY_GROUP
-from deescal.report.summary import MAX_LISTED, STATUSES, Step, Summary, summarize
+from deescal.report.summary import MAX_LISTED, STATUSES, Step, Summary, judge_warning
 from deescal.report.tables import speed_text, stage_costs, top_causes, total_cost
 from deescal.schema import Row
 from deescal.storage import exists, join, write_bytes
@@ -50,18 +50,14 @@ TRUST_NAMES = {
 _CAUSES_SHOWN = 8
 
 
-def write_report(rows: Iterable[Row], run: Mapping[str, Any], out_uri: str) -> str:
+def write_report(summary: Summary, run: Mapping[str, Any], out_uri: str) -> str:
     """Write `<out>/report.html` and return its URI.
 
     Args:
-        rows: finished CLIPS rows, read once; only aggregates and a bounded number of rows are kept.
+        summary: of the run's rows.
         run: the content of run.json.
         out_uri: the run's folder.
-
-    Raises:
-        ValueError: a row is still under way (its status is null).
     """
-    summary = summarize(rows)
     audio = {row["clip_id"]: path for row in summary.samples if (path := _audio_beside(row, out_uri))}
     uri = join(out_uri, PAGE)
     write_bytes(uri, render_page(summary, run, audio).encode())
@@ -100,13 +96,14 @@ def render_page(summary: Summary, run: Mapping[str, Any], audio: Mapping[str, st
         total_speed=speed_text(total),
         trust=[(TRUST_NAMES[name], histogram) for name, histogram in summary.trust.items()],
         max_listed=MAX_LISTED,
+        judge_warning=judge_warning(run),
         started=moment(run.get("started_at")),
         made=made(run),
     )
 
 
 def funnel_step(step: Step, summary: Summary) -> dict[str, Any]:
-    """One bar: name, clips that went on and that failed, each also as a share of all clips; commonest causes."""
+    """One bar: name, clips that went on and that failed, each also as a share of all clips."""
     all_clips = summary.rows or 1
     failed = step.entered - step.left
     return {

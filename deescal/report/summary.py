@@ -1,7 +1,8 @@
 """CLIPS rows -> what the report shows, in one pass and in memory that does not grow with their number.
 
 Kept are counts, histograms, and the few rows that the page shows in full. Which rows those are depends on their
-ids only, never on the order in which Ray delivers them, so that the same run always gives the same page.
+ids only, never on the order in which they come. Which causes are counted apart does, where there are more than
+MAX_CAUSES; rows are read in order of clip_id, so that the same run always gives the same page.
 """
 
 from __future__ import annotations
@@ -256,6 +257,17 @@ def choose_samples(kept: Mapping[str, Mapping[str, Smallest[Row]]]) -> list[Row]
 def _rank(stage: str) -> int:
     """A stage's place in the run; what is not a stage of curation (reading the input) comes before all of them."""
     return STAGES.index(stage) if stage in STAGES else -1
+
+
+def judge_warning(run: Mapping[str, Any]) -> str | None:
+    """What a reader must know of a run (run.json) whose judge gives raw answers."""
+    interpret = run.get("config", {}).get("interpret", {})
+    if interpret.get("judge", {}).get("calibration") != "none":
+        return None
+    return (
+        f"Judge not calibrated for {interpret['llm']['model']}: its probabilities are raw answers, "
+        "and verdicts that hang on them mean little. docs/judge.md says how to calibrate it."
+    )
 
 
 def in_order(stages: Iterable[str]) -> list[str]:
