@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -20,9 +19,20 @@ app = typer.Typer(
 )
 models_app = typer.Typer(no_args_is_help=True, help="List, fetch and verify model weights.")
 app.add_typer(models_app, name="models")
+dataset_app = typer.Typer(no_args_is_help=True, help="Make a dataset to train on and publish.")
+app.add_typer(dataset_app, name="dataset")
+import_app = typer.Typer(
+    no_args_is_help=True, help="Published transcripts into the tables of `curate`: accepted as they are, not judged."
+)
+dataset_app.add_typer(import_app, name="import")
 
 Out = Annotated[str, typer.Option("--out", help="Folder of the run: a path or s3://bucket/prefix.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; without it, the local profile.")]
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", help="YAML file, a path or s3://; without it, the local profile.")
+]
+# Those of deescal.export, which imports too much for a quick --help.
+Format = Literal["csv", "srt", "vtt", "rttm", "jsonl"]
+Include = Literal["accepted", "rejected", "failed", "all"]
 Strict = Annotated[bool, typer.Option(help="Exit 1 when any clip failed.")]
 RetryFailed = Annotated[bool, typer.Option(help="Run clips that failed earlier once more.")]
 
@@ -62,7 +72,8 @@ def curate(
         typer.Option(
             "--from",
             metavar="STAGE",
-            help="roles, judge or select: SOURCE is a run, whose rows go through this stage and the later ones again.",
+            help="roles, judge or select: SOURCE is a run, whose rows go through this stage and the later ones again, "
+            "with its own config (of these stages with --config, where given) and the overrides.",
         ),
     ] = None,
     strict: Strict = False,
@@ -83,15 +94,16 @@ def curate(
         run_with_progress(lambda watch: jobs.resume(out, retry_failed=retry_failed, watch=watch), strict)
         return
     _require(places, "no SOURCE given: a file, folder, glob, s3:// prefix or manifest")
-    settings = load_config(config, CurateConfig, overrides)
     if from_stage:
         _require(len(places) == 1, f"--from {from_stage}: give one SOURCE, the folder of a run")
         _require(not retry_failed, "--retry-failed goes with sources or --resume, not with --from")
         origin = places[0]
+        whole = load_config(config, CurateConfig) if config else None
         run_with_progress(
-            lambda watch: jobs.curate_from(from_stage, origin, out or origin, settings, watch=watch), strict
+            lambda watch: jobs.curate_from(from_stage, origin, out or origin, whole, overrides, watch=watch), strict
         )
         return
+    settings = load_config(config, CurateConfig, overrides)
     run_with_progress(lambda watch: jobs.curate(places, out, settings, retry_failed=retry_failed, watch=watch), strict)
 
 
@@ -117,6 +129,7 @@ def judge(
     from deescal.curate.progress import run_with_progress
 
     places, overrides = _split_overrides(sources)
+    _require(places, "no SOURCE given: a file, folder or glob of transcripts")
     settings = load_config(config, CurateConfig, overrides)
     run_with_progress(
         lambda watch: jobs.judge_transcripts(places, out, settings, retry_failed=retry_failed, watch=watch), strict
@@ -127,9 +140,22 @@ def judge(
 @_user_errors_are_one_line
 def export(
     run: Annotated[str, typer.Argument(help="Folder of a run.")],
-    format: Annotated[Literal["csv", "srt", "vtt", "rttm", "jsonl"], typer.Option(help="What to write.")] = "csv",
-    out: Annotated[str, typer.Option(help="Where to; default: <run>/export-<format>.")] = "",
-    status: Annotated[Literal["accepted", "rejected", "all"], typer.Option(help="Which clips.")] = "accepted",
+    format: Annotated[Format, typer.Option(help="What to write.")] = "csv",
+    out: Annotated[
+        str,
+        typer.Option(
+            help="Where to, default: <run>/export-<format>; files of an earlier export of that format are replaced."
+        ),
+    ] = "",
+    status: Annotated[Include, typer.Option(help="Which clips.")] = "accepted",
+    mute_redacted: Annotated[
+        bool,
+        typer.Option(
+            "--mute-redacted",
+            help="Write the sound of each clip beside, <clip_id>.flac, silent where names, numbers and addresses are "
+            "said, and placeholders for them in the text.",
+        ),
+    ] = False,
 ) -> None:
     """Write the clips of a run as one file each, in a format that other tools read."""
     from deescal.curate.job import read_job
@@ -139,8 +165,59 @@ def export(
 
     read_job(run)  # refuses a folder that is no run
     target = out or join(run, f"export-{format}")
-    written = export_run(read_clips(run), format, target, status)
+    mute = None
+    if mute_redacted:
+        from deescal.dataset.mute import Muter
+
+        mute = Muter(run)
+    written = export_run(read_clips(run), format, target, status, mute)
     print(f"{written} {format} file(s) of {status} clips in {target}")
+
+
+@import_app.command("csv")
+@_user_errors_are_one_line
+def import_csv(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Folders, files or .tar archives (.gz, .xz) of CSVs: start_time, speaker_label, transcript.",
+        ),
+    ],
+    out: Out,
+    retry_failed: RetryFailed = False,
+    strict: Strict = False,
+) -> None:
+    """CSVs as DeEscalWild is published."""
+    from deescal.curate import job as jobs
+    from deescal.curate.progress import run_with_progress
+
+    run_with_progress(lambda watch: jobs.import_csv(sources, out, retry_failed=retry_failed, watch=watch), strict)
+
+
+@dataset_app.command("build")
+@_user_errors_are_one_line
+def dataset_build(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN... [key=value]...", help="Folders of runs; then overrides of the config."),
+    ],
+    out: Annotated[str, typer.Option("--out", help="Folder of the dataset: a path or s3://bucket/prefix.")],
+    config: ConfigFile = None,
+    fresh: Annotated[
+        bool, typer.Option(help="Split anew; without it, what a dataset at --out holds keeps its split.")
+    ] = False,
+) -> None:
+    """The accepted clips of runs, redacted, deduplicated, split, and rendered as chat examples."""
+    from deescal.config import load_config
+    from deescal.dataset.build import build
+    from deescal.dataset.config import DatasetConfig
+    from deescal.dataset.progress import build_with_progress
+
+    places, overrides = _split_overrides(sources)
+    _require(places, "no RUN given: the folder of a run of `deescal curate`, `judge` or `dataset import`")
+    settings = load_config(config, DatasetConfig, overrides)
+    build_with_progress(lambda progress: build(places, out, settings, fresh=fresh, progress=progress))
 
 
 @app.command()

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
-from deescal.cli import _split_overrides, app
+from deescal.cli import Format, Include, _split_overrides, app
+from deescal.curate.config import CurateConfig
+from deescal.doctor import local_memory_gib
+from deescal.export import FORMATS, INCLUDES
 from deescal.models import MANIFEST
+from deescal.storage import _filesystem
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -50,6 +57,63 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], words: str,
     assert words in output
     assert output.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["curate", "s3://b/videos", "--out", "{tmp}/run"],
+        ["curate", "{clip}", "--out", "s3://b/run"],
+        ["curate", "{clip}", "--out", "{tmp}/run", "--config", "s3://b/c.yaml"],
+        ["curate", "--resume", "--out", "s3://b/run"],
+        ["curate", "--from", "judge", "s3://b/run"],
+        ["judge", "s3://b/transcripts", "--out", "{tmp}/run"],
+        ["export", "s3://b/run"],
+    ],
+)
+def test_an_unreachable_store_is_one_line_and_exit_code_2(
+    command: list[str], clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as probe:  # nobody listens at its port once it is closed
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(CurateConfig, "fingerprints", lambda *arguments: {"select": "x"})  # no weights needed
+    monkeypatch.setattr(CurateConfig, "models", lambda *arguments: {})
+    _filesystem.cache_clear()
+    code, output = run(*(part.replace("{tmp}", str(tmp_path)).replace("{clip}", clip) for part in command))
+    _filesystem.cache_clear()
+    assert code == 2, output
+    assert output.count("\n") == 1
+    assert f"127.0.0.1:{port}" in output
+
+
+def test_judge_wants_a_source(tmp_path: Path) -> None:
+    code, output = run("judge", "select.rule=paper", "--out", str(tmp_path / "run"))
+    assert (code, output) == (2, "deescal: no SOURCE given: a file, folder or glob of transcripts\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_version_is_one_line(tmp_path: Path) -> None:
+    for content, words in [
+        ('{"config": {"transcribe": {"beams": 1}}}', "unknown key 'transcribe.beams' (allowed: "),
+        ("{", "none of this version"),
+        ('{"config": {}, "else": 1}', "none of this version"),
+    ]:
+        (tmp_path / "job.json").write_text(content)
+        code, output = run("export", str(tmp_path))
+        assert (code, output.count("\n")) == (2, 1)
+        assert words in output
+
+
+def test_the_choices_of_export_are_those_of_its_function() -> None:
+    assert (get_args(Format), get_args(Include)) == (FORMATS, INCLUDES)
 
 
 def test_overrides_are_told_from_sources() -> None:
@@ -91,3 +155,13 @@ def test_doctor_says_what_to_do_about_missing_weights(tmp_path: Path, monkeypatc
     code, output = run("doctor")
     assert code == 1
     assert "deescal models fetch whisper-base" in output
+
+
+def test_doctor_asks_for_the_memory_that_the_stages_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CurateConfig()
+    pools = [config.transcribe.resources, config.diarize.resources, config.interpret.resources]
+    assert local_memory_gib() > sum(r.workers * r.memory_gib for r in pools) + config.ray.object_store_gib
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=10 * 2**30))
+    code, output = run("doctor")
+    assert code == 1
+    assert f"ask for {local_memory_gib():.1f} GiB together" in output

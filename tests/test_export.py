@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deescal.errors import UserError
-from deescal.export import cues, export_run, speaker_names, to_csv, to_rttm, to_srt, to_vtt
+from deescal.export import cues, export_run, speaker_names, to_csv, to_json, to_rttm, to_srt, to_vtt
+from deescal.ingest.formats import parse_csv, parse_json
 from deescal.schema import empty_row, to_table
 
 TIMES = re.compile(r"(\d\d+):(\d\d):(\d\d)[.,](\d{3})")
@@ -149,6 +150,47 @@ def test_a_word_that_holds_a_whole_turn_is_spread_over_its_seconds():
     assert len(set(starts)) == len(starts) > 1
 
 
+def test_turns_without_times_are_exported_as_far_as_times_go():
+    """Of a published CSV the last turn has no end; JSON lines may have no times at all."""
+    parsed = parse_csv(
+        b"start_time,speaker_label,transcript\n00:01,[Officer],Stop there.\nsoon,[Officer],Now.\n00:01,A,Why me?\n"
+        b"00:03,Sam,I did nothing at all\n"
+    )
+    row = to_table([clip(*parsed.turns, oddities=parsed.oddities)]).to_pylist(maps_as_pydicts="strict")[0]
+    assert [r[:2] for r in read_csv(to_csv(row))[1:]] == [
+        ["00:01", "[Officer]"],
+        ["", "[Officer]"],
+        ["00:01", "[Speaker A]"],
+        ["00:03", "[Sam]"],
+    ]
+    for text in (to_srt(row), to_vtt(row)):
+        assert [(start_ms, end_ms) for start_ms, end_ms, _ in read_cues(text)] == [
+            (1000, 3000),
+            (1000, 3000),
+            (3000, 5000),
+        ]
+        assert "Now." not in text
+    assert to_rttm(row) == ""
+    assert json.loads(to_json(row))["oddities"] == {"unreadable_time": 1}
+    timeless = clip(*parse_json('{"turns": [{"speaker": "A", "text": "Hello."}]}').turns)
+    assert read_csv(to_csv(timeless))[1:] == [["", "[Speaker A]", "Hello."]]
+    assert (to_srt(timeless), to_vtt(timeless)) == ("", "WEBVTT\n")
+
+
+@pytest.mark.parametrize("fmt", ["csv", "jsonl"])
+def test_an_export_leaves_nothing_of_an_earlier_one(fmt, tmp_path):
+    ids = [f"{i:032x}" for i in range(3)]
+    rows = [clip(turn(0, 0.0, 1.0, "A", "officer", "Hello."), clip_id=i) for i in ids]
+    kept = ["notes.csv", "clips-1.jsonl", f"{ids[0]}.srt", f"x{ids[0]}.csv"]
+    for name in kept:
+        (tmp_path / name).write_text("")
+    export_run(rows, fmt, str(tmp_path))
+    export_run([{**rows[0], "status": "rejected"}, rows[1]], fmt, str(tmp_path))
+    new = f"{ids[1]}.csv" if fmt == "csv" else "clips-00000.jsonl"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, new])
+    assert ids[0] not in (tmp_path / new).read_text()
+
+
 @pytest.mark.parametrize("fmt", ["csv", "srt", "vtt", "rttm"])
 def test_one_file_a_clip_of_the_wanted_status(fmt, tmp_path):
     spans = [{"start_s": 0.0, "end_s": 1.0, "speaker": "A"}]
@@ -178,3 +220,17 @@ def test_jsonl_has_every_clip_once_in_bounded_files(tmp_path):
 def test_unknown_words_are_the_users_mistake(fmt, include, tmp_path):
     with pytest.raises(UserError, match="allowed: "):
         export_run([], fmt, str(tmp_path), include)
+
+
+def test_muted_clips_are_redacted_and_have_their_sound_beside(tmp_path):
+    said = turn(0, 0.0, 1.0, "A", "officer", "Hello Zelda.")
+    rows = [clip(said, clip_id="a" * 32), clip(said, clip_id="b" * 32, status="rejected")]
+
+    def mute(row):
+        return {**row, "turns": [{**row["turns"][0], "text": "Hello [PERSON_1]."}]}, b"sound"
+
+    (tmp_path / f"{'b' * 32}.flac").write_bytes(b"of an earlier export")
+    assert export_run(rows, "csv", str(tmp_path), mute=mute) == 1
+    assert {p.name for p in tmp_path.iterdir()} == {f"{'a' * 32}.csv", f"{'a' * 32}.flac"}
+    assert (tmp_path / f"{'a' * 32}.flac").read_bytes() == b"sound"
+    assert "Hello [PERSON_1]." in (tmp_path / f"{'a' * 32}.csv").read_text()
