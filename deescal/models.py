@@ -228,7 +228,14 @@ REGISTRY: dict[str, Model] = {
 
 
 # What curation and datasets need on CPU.
-LOCAL_PROFILE = ("whisper-base", "pyannote-segmentation", "ge2e", "qwen2.5-coder-1.5b", "spacy-en-md")
+LOCAL_PROFILE = (
+    "whisper-base",
+    "pyannote-segmentation",
+    "ge2e",
+    "qwen2.5-coder-1.5b",
+    "spacy-en-md",
+    "smollm2-135m",
+)
 
 
 def cache_folder() -> Path:

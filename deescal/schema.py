@@ -54,7 +54,7 @@ ALIAS = _struct(uri=pa.string(), source_version=pa.string(), source=pa.map_(pa.s
 
 STAGE = _struct(
     stage=pa.string(),
-    fingerprint=pa.string(),  # of its config, model, prompt and of every stage before it
+    fingerprint=pa.string(),  # of its config, model and prompt
     seconds=pa.float64(),  # compute of this clip in this stage
 )
 
