@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -124,8 +125,10 @@ def writing(uri: str) -> Iterator[IO[bytes]]:
     """A file to write piece by piece; it appears whole when the block ends, and not at all when it raises."""
     filesystem, path = locate(uri)
     if not is_local(uri):
-        with filesystem.transaction, filesystem.open(path, "wb") as file:
+        with tempfile.NamedTemporaryFile() as file:
             yield file
+            file.flush()
+            filesystem.put_file(file.name, path)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

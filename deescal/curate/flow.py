@@ -43,6 +43,7 @@ OUTCOME = pa.schema(
     }
 )
 MAX_BLOCKS = 5000  # a block is Ray's unit of scheduling: one clip each, until their number would burden the driver
+QUICK_BLOCK = 64  # clips a block where no clip takes longer than scheduling it
 
 
 def run_stages(clips: ray.data.Dataset, config: CurateConfig, run: Run, owed: Sequence[str]) -> ray.data.Dataset:
@@ -94,7 +95,8 @@ def stream(
     ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote(plan.owners)
     run = Run(out, fingerprints, RemoteLedger(ledger))
     load = partial(load_rows, out=out, origin=origin, fingerprints=fingerprints, retry_failed=retry_failed)
-    clips = ray.data.from_arrow(to_table(plan.todo, SEED)).repartition(min(len(plan.todo), MAX_BLOCKS))
+    n_blocks = ceil(len(plan.todo) / QUICK_BLOCK) if plan.owed in (["import"], ["select"]) else len(plan.todo)
+    clips = ray.data.from_arrow(to_table(plan.todo, SEED)).repartition(min(n_blocks, MAX_BLOCKS))
     clips = clips.map_batches(load, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
     clips = run_stages(clips, config, run, plan.owed)
     clips = clips.map_batches(partial(write_rows, out=out), batch_size=1, batch_format="pyarrow", num_cpus=0.5)

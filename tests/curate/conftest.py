@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import socket
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,12 +61,6 @@ def make_clips(tmp_path: Path) -> Callable[[int], Path]:
         return folder
 
     return make
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

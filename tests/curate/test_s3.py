@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,43 +11,11 @@ from deescal.curate.config import CurateConfig
 from deescal.curate.job import curate
 from deescal.curate.store import read_clips
 from deescal.errors import UserError
-from deescal.storage import _filesystem, exists
+from deescal.storage import exists
 
-from .conftest import comparable, free_port
+from .conftest import comparable
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
-    import boto3
-
-    port = free_port()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    _filesystem.cache_clear()
-    for _ in range(150):
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            break
-        except OSError:
-            time.sleep(0.1)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="videos")
-    yield client
-    server.kill()
-    server.wait()
-    _filesystem.cache_clear()
 
 
 def without_places(rows) -> list[dict]:

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .conftest import FAST, free_port
+from tests.conftest import free_port
+
+from .conftest import FAST
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]

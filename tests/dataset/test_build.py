@@ -14,6 +14,7 @@ from deescal.dataset.build import build
 from deescal.dataset.config import DatasetConfig
 from deescal.errors import UserError
 from deescal.models import MANIFEST, model_folder
+from deescal.storage import locate, read_bytes
 
 from .corpus import dialogue, write, write_corpus
 
@@ -95,6 +96,20 @@ def test_the_same_sources_give_the_same_bytes(run: Path, dataset: Path, tmp_path
     assert names == {p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file()}
     for name in names:
         assert (dataset / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_an_object_store_gives_the_same_bytes(s3, run: Path, dataset: Path) -> None:
+    import ray
+
+    ray.shutdown()  # its workers do not know the store
+    filesystem, bucket = locate("s3://videos")
+    filesystem.put(str(run), f"{bucket}/run", recursive=True)
+    build(["s3://videos/run"], "s3://videos/dataset", CONFIG)
+    names = {str(p.relative_to(dataset)) for p in dataset.rglob("*") if p.is_file()}
+    assert names == {name.removeprefix(f"{bucket}/dataset/") for name in filesystem.find(f"{bucket}/dataset")}
+    for name in names:
+        assert read_bytes(f"s3://videos/dataset/{name}") == (dataset / name).read_bytes(), name
+    ray.shutdown()
 
 
 def test_a_dataset_grows_without_moving_what_it_holds(run: Path, dataset: Path, tmp_path: Path) -> None:
