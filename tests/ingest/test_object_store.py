@@ -1,10 +1,9 @@
-"""Archives, transcripts, exports and configs in an object store, over HTTP against a server in this process."""
+"""Archives, transcripts, exports and configs in an object store, over HTTP."""
 
 from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,30 +17,14 @@ from deescal.ingest.formats import parse_csv
 from deescal.ingest.sources import list_inputs
 from deescal.ingest.transcripts import list_transcripts
 from deescal.schema import empty_row
-from deescal.storage import _filesystem, locate, read_bytes, write_bytes
+from deescal.storage import locate, read_bytes, write_bytes
 
 CSV = b"start_time,speaker_label,transcript\n00:01,[Officer],Step out.\n"
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    _filesystem.cache_clear()
-    locate("s3://data")[0].mkdir("data")
-    yield "s3://data"
-    server.stop()
-    _filesystem.cache_clear()
+def bucket(s3: object) -> str:
+    return "s3://videos"
 
 
 def names(folder: str) -> list[str]:
