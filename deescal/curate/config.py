@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from typing import Any, Literal
 
+from deescal.cluster import RayConfig
 from deescal.config import Config, Resources, fingerprint, load_config
 from deescal.errors import UserError
 from deescal.judge.select import SelectConfig
@@ -29,13 +30,6 @@ SECTIONS = {  # stage -> its section of the config
     "judge": "interpret",
     "select": "select",
 }
-
-
-class RayConfig(Config):
-    """The Ray that a run starts when it is not inside a cluster; `ray job submit` ignores it."""
-
-    num_cpus: int | None = None  # logical; None: what the stages ask for, and two for the tasks between them
-    object_store_gib: float = 1.0  # rows only, no media: little is needed
 
 
 class CurateConfig(Config):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from math import ceil
@@ -13,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from deescal.cluster import check_place, start_ray, users_errors
 from deescal.curate import store
-from deescal.curate.config import CurateConfig, RayConfig
+from deescal.curate.config import CurateConfig
 from deescal.curate.plan import FINAL, NAME, Plan, is_current, reopen
-from deescal.errors import UserError
 from deescal.ingest.transcripts import import_transcripts
 from deescal.judge.select import select_clips
 from deescal.judge.stage import interpret
@@ -26,7 +22,7 @@ from deescal.speech.diarize import diarize
 from deescal.speech.transcribe import transcribe
 from deescal.speech.turns import assign_turns
 from deescal.stage import Ledger, RemoteLedger, Run
-from deescal.storage import exists, is_local, join, resolve
+from deescal.storage import join, resolve
 
 if TYPE_CHECKING:
     import ray.data
@@ -82,12 +78,10 @@ def stream(
     Raises:
         UserError: this machine is too small, the cluster does not see `out`, or a worker says so.
     """
-    start_ray(config.ray, config.logical_cpus())
+    start_ray(config.ray, config.logical_cpus(), config.demand(plan.owed))
     import ray
 
-    if not os.environ.get("RAY_ADDRESS"):  # a cluster may grow
-        check_size(config.demand(plan.owed), ray.cluster_resources())
-    check_place(out)
+    check_place(join(out, "job.json"))
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # On the driver's node: what it knows must not go with a spot machine.
@@ -100,12 +94,8 @@ def stream(
     clips = clips.map_batches(load, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
     clips = run_stages(clips, config, run, plan.owed)
     clips = clips.map_batches(partial(write_rows, out=out), batch_size=1, batch_format="pyarrow", num_cpus=0.5)
-    try:
+    with users_errors():
         yield from clips.iter_rows()
-    except ray.exceptions.RayError as error:
-        if refusal := _user_error(error):
-            raise refusal from error
-        raise
 
 
 def load_rows(
@@ -138,86 +128,3 @@ def write_rows(table: pa.Table, out: str) -> pa.Table:
             raise RuntimeError(f"{row['uri']}: went through all stages and has the status {row['status']!r}")
         store.finish_clip(out, row)
     return to_table([{name: row[name] for name in OUTCOME.names} for row in rows], OUTCOME)
-
-
-def start_ray(config: RayConfig, num_cpus: float) -> None:
-    """Join the cluster that RAY_ADDRESS names (as `ray job submit` sets it), else start Ray on this machine.
-
-    Args:
-        num_cpus: that Ray is told of on this machine where the config does not say.
-    """
-    # Ray's C++ core repeats on the terminal what it also raises; a bug still ends the job with its traceback.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    import ray
-    import ray.data  # configures its loggers on import, so their level is set after it
-
-    if not ray.is_initialized():
-        with _silent_stderr():
-            if os.environ.get("RAY_ADDRESS"):
-                ray.init(logging_level=logging.WARNING)
-            else:
-                ray.init(
-                    address="local",  # else Ray joins whatever cluster it finds on this machine
-                    num_cpus=config.num_cpus or ceil(num_cpus),
-                    object_store_memory=int(config.object_store_gib * 2**30),
-                    include_dashboard=False,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                )
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    context = ray.data.DataContext.get_current()
-    context.issue_detectors_config.detectors = []  # advice to whoever sizes workers, not to whoever runs a job
-    context.enable_progress_bars = False  # ours counts clips; Ray's counts blocks of every operator
-
-
-def check_size(demand: Mapping[str, float], resources: Mapping[str, float]) -> None:
-    """Raises UserError where Ray has less than is asked for, both by its names: it would wait for ever."""
-    units = {"CPU": ("CPUs", 1.0), "GPU": ("GPUs", 1.0), "memory": ("GiB of memory", 2.0**30)}
-    for kind, asked in demand.items():
-        there = resources.get(kind, 0.0)
-        if asked > there:
-            unit, one = units[kind]
-            raise UserError(
-                f"the stages ask for {asked / one:.1f} {unit} at once, Ray has {there / one:.1f} on this machine: "
-                "lower `workers`, `num_cpus`, `num_gpus` or `memory_gib` of the stages' resources"
-                + (", or raise ray.num_cpus" if kind == "CPU" else "")
-            )
-
-
-def check_place(out: str) -> None:
-    """Raises UserError where nodes of the cluster do not see the local folder `out`, in which job.json lies already."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2 or not is_local(out):
-        return
-    look = ray.remote(exists)
-    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-    looks = [look.options(num_cpus=0, scheduling_strategy=p).remote(join(out, "job.json")) for p in places]
-    found = ray.get(looks)
-    if not all(found):
-        raise UserError(
-            f"--out '{out}': a local folder that {found.count(False)} of the cluster's {len(nodes)} nodes do not see; "
-            "give s3://bucket/prefix, or a folder that all nodes share"
-        )
-
-
-def _user_error(error: Exception) -> UserError | None:
-    """The UserError that a worker raised; Ray hands on its text only."""
-    name = f"{UserError.__module__}.{UserError.__qualname__}"
-    found = re.search(rf"^{re.escape(name)}: (.+)$", str(error), re.MULTILINE)
-    return UserError(found[1]) if found else None
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Nothing written to file descriptor 2 is seen: Ray's core reports its own log level there, whatever the level."""
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)

@@ -28,8 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deescal import __version__
+from deescal.cluster import check_place, start_ray, users_errors
 from deescal.curate import store
-from deescal.curate.flow import start_ray
 from deescal.curate.job import read_job
 from deescal.dataset.card import render_card
 from deescal.dataset.config import DatasetConfig
@@ -100,7 +100,10 @@ def build(
     work = join(out, "work")
     for folder in (work, join(out, "scenarios"), join(out, "turns"), join(out, "examples")):
         remove_folder(folder)
-    start_ray(config.ray, config.workers.workers * config.workers.num_cpus + 1)  # and one for the tasks between
+    write_json(join(work, "parts.json"), len(parts))
+    demand = config.demand()
+    start_ray(config.ray, demand["CPU"] + 1, demand)  # and one for the tasks between
+    check_place(join(work, "parts.json"))
     clips = Counter({"in_two_sources": in_two_sources} if in_two_sources else {})
     for row in _each(parts, _Prepare, (config, work), config, partial(progress, "preparing clips")):
         clips.update(dict(row["clips"]))
@@ -210,16 +213,18 @@ def _each(
         )
     )
     progress(0, len(parts))
-    for n, row in enumerate(done.iter_rows(), start=1):
-        progress(n, len(parts))
-        yield row
+    with users_errors():
+        for n, row in enumerate(done.iter_rows(), start=1):
+            progress(n, len(parts))
+            yield row
 
 
 def _link(work: str, n_parts: int, config: DatasetConfig, previous: Mapping[str, Place]) -> dict[str, Any]:
     """`link_parts` in a task of its own: what it holds of every scenario is not the driver's to hold."""
     import ray
 
-    return ray.get(ray.remote(link_parts).remote(work, n_parts, config, previous))
+    with users_errors():
+        return ray.get(ray.remote(link_parts).remote(work, n_parts, config, previous))
 
 
 def _collect(out: str, work: str, n_parts: int, stats: StatsBuilder) -> None:

@@ -6,15 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from deescal.dataset.stats import SPLITS
-from deescal.judge.taxonomy import BY_GROUP
+from deescal.judge.taxonomy import BY_GROUP, GROUP_NAMES
 
-GROUP_NAMES = {
-    "police_presence": "Police presence",
-    "interaction": "Interaction",
-    "escalation": "Escalation",
-    "deescalation": "De-escalation",
-    "context": "Context filters",
-}
 MEASURES = {
     "words_per_turn": "words per turn",
     "type_token_ratio": "type-token ratio (falls with length)",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from deescal.cluster import RayConfig
 from deescal.config import Config, Resources
-from deescal.curate.config import RayConfig
 from deescal.dataset.bias import BiasConfig
 from deescal.dataset.context import ContextConfig
 from deescal.dataset.dedup import DedupConfig
@@ -49,6 +49,12 @@ class DatasetConfig(Config):
         if self.bias.perplexity_share:
             names.append(self.bias.model)
         return list(dict.fromkeys(names))
+
+    def demand(self) -> dict[str, float]:
+        """What Ray must have for all workers at once, by Ray's names."""
+        one = self.workers
+        memory = one.workers * one.memory_gib * 2**30
+        return {"CPU": one.workers * one.num_cpus, "GPU": one.workers * one.num_gpus, "memory": memory}
 
     def check_models(self) -> None:
         """Raises UserError, naming the model, when one is unknown or not fetched, or the tokenizer has no template."""

@@ -196,6 +196,13 @@ FEATURES: tuple[Feature, ...] = (
 
 NAMES: tuple[str, ...] = tuple(f.name for f in FEATURES)
 BY_NAME: dict[str, Feature] = {f.name: f for f in FEATURES}
+GROUP_NAMES = {
+    "police_presence": "Police presence",
+    "interaction": "Interaction",
+    "escalation": "Escalation",
+    "deescalation": "De-escalation",
+    "context": "Context filters",
+}
 BY_GROUP: dict[str, tuple[str, ...]] = {g: tuple(f.name for f in FEATURES if f.group == g) for g in GROUPS}
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deescal.dataset.card import GROUP_NAMES, figure, measure_name
+from deescal.dataset.card import figure, measure_name
 from deescal.dataset.stats import imbalances
-from deescal.judge.taxonomy import BY_GROUP
-from deescal.report.page import PAGE, made, moment, percent, words
+from deescal.judge.taxonomy import BY_GROUP, GROUP_NAMES
+from deescal.report.page import PAGE, made, moment, template_environment
 from deescal.storage import join, write_bytes
 
 # histogram -> heading, what is counted, what a value is
@@ -43,16 +43,8 @@ def render_dataset_page(stats: Mapping[str, Any], build: Mapping[str, Any]) -> s
         build: as `deescal.dataset.card.render_card` takes it; also started_at (ISO time), versions (nested), and
             models as [name@version].
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("deescal", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(words=words, percent=percent, figure=figure, thousands="{:,}".format)
+    environment = template_environment()
+    environment.filters.update(figure=figure)
     return environment.get_template("dataset.html.jinja").render(
         stats=stats,
         build=build,

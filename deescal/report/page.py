@@ -14,13 +14,16 @@ import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from deescal.judge.taxonomy import BY_GROUP
+from deescal.judge.taxonomy import BY_GROUP, GROUP_NAMES
 from deescal.report.summary import MAX_LISTED, STATUSES, Step, Summary, judge_warning
 from deescal.report.tables import speed_text, stage_costs, top_causes, total_cost
 from deescal.schema import Row
 from deescal.storage import exists, join, write_bytes
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 PAGE = "report.html"
 # stage -> what a clip that passes it is
@@ -33,13 +36,6 @@ STEP_NAMES = {
     "roles": "Roles known",
     "judge": "Judged",
     "select": "Rules applied",
-}
-GROUP_NAMES = {
-    "police_presence": "Police presence",
-    "interaction": "Interaction",
-    "escalation": "Escalation",
-    "deescalation": "De-escalation",
-    "context": "Context filters",
 }
 TRUST_NAMES = {
     "covered_share": ("Speech covered by words", "clips", "Share of the speech heard that the transcript covers."),
@@ -64,8 +60,8 @@ def write_report(summary: Summary, run: Mapping[str, Any], out_uri: str) -> str:
     return uri
 
 
-def render_page(summary: Summary, run: Mapping[str, Any], audio: Mapping[str, str] | None = None) -> str:
-    """The page's HTML. Args: audio: clip_id -> its file relative to the page, where there is one."""
+def template_environment() -> Environment:
+    """What the templates of all pages are rendered with: everything escaped, an unknown name an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -77,6 +73,12 @@ def render_page(summary: Summary, run: Mapping[str, Any], audio: Mapping[str, st
     )
     environment.filters.update(words=words, clock=clock, span=span, percent=percent, thousands="{:,}".format)
     environment.globals.update(zip=zip)
+    return environment
+
+
+def render_page(summary: Summary, run: Mapping[str, Any], audio: Mapping[str, str] | None = None) -> str:
+    """The page's HTML. Args: audio: clip_id -> its file relative to the page, where there is one."""
+    environment = template_environment()
     script = environment.get_template("_script.html.jinja").render()
     costs = stage_costs(summary, run.get("stages"))
     total = total_cost(costs)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from deescal.cluster import check_place, check_size
 from deescal.curate import job
 from deescal.curate.config import CurateConfig
-from deescal.curate.flow import check_place, check_size
 from deescal.errors import UserError
 
 from .conftest import write_wav
@@ -52,7 +52,7 @@ def two_nodes() -> Iterator[None]:
 @pytest.mark.ray
 def test_a_folder_that_other_nodes_do_not_see_is_refused(tmp_path: Path, two_nodes: None) -> None:
     (tmp_path / "job.json").write_text("{}")
-    check_place(str(tmp_path))  # both nodes are this machine: as good as a shared folder
-    check_place("s3://bucket/run")
+    check_place(str(tmp_path / "job.json"))  # both nodes are this machine: as good as a shared folder
+    check_place("s3://bucket/run/job.json")
     with pytest.raises(UserError, match="2 of the cluster's 2 nodes do not see"):
-        check_place(str(tmp_path / "elsewhere"))
+        check_place(str(tmp_path / "elsewhere" / "job.json"))

@@ -1,0 +1,120 @@
+"""Ray as deescal starts it, joins it, and reads its errors."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from math import ceil
+
+from deescal.config import Config
+from deescal.errors import UserError
+from deescal.storage import exists, is_local
+
+
+class RayConfig(Config):
+    """The Ray that a run starts when it is not inside a cluster; `ray job submit` ignores it."""
+
+    num_cpus: int | None = None  # logical; None: what the workers ask for, and what the tasks between them need
+    object_store_gib: float = 1.0  # rows only, no media: little is needed
+
+
+def start_ray(config: RayConfig, num_cpus: float, demand: Mapping[str, float]) -> None:
+    """Join the cluster that RAY_ADDRESS names (as `ray job submit` sets it), else start Ray on this machine.
+
+    Args:
+        num_cpus: that Ray is told of on this machine where the config does not say.
+        demand: what all workers ask for at once, by Ray's names (CPU, GPU, memory in bytes).
+
+    Raises:
+        UserError: this machine has less than is asked for; a cluster may grow, and is not asked.
+    """
+    # Ray's C++ core repeats on the terminal what it also raises; a bug still ends the job with its traceback.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+    import ray.data  # configures its loggers on import, so their level is set after it
+
+    if not ray.is_initialized():
+        with _silent_stderr():
+            if os.environ.get("RAY_ADDRESS"):
+                ray.init(logging_level=logging.WARNING)
+            else:
+                ray.init(
+                    address="local",  # else Ray joins whatever cluster it finds on this machine
+                    num_cpus=config.num_cpus or ceil(num_cpus),
+                    object_store_memory=int(config.object_store_gib * 2**30),
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.issue_detectors_config.detectors = []  # advice to whoever sizes workers, not to whoever runs a job
+    context.enable_progress_bars = False  # ours counts clips; Ray's counts blocks of every operator
+    if not os.environ.get("RAY_ADDRESS"):
+        check_size(demand, ray.cluster_resources())
+
+
+def check_size(demand: Mapping[str, float], resources: Mapping[str, float]) -> None:
+    """Raises UserError where Ray has less than is asked for, both by its names: it would wait for ever."""
+    units = {"CPU": ("CPUs", 1.0), "GPU": ("GPUs", 1.0), "memory": ("GiB of memory", 2.0**30)}
+    for kind, asked in demand.items():
+        there = resources.get(kind, 0.0)
+        if asked > there:
+            unit, one = units[kind]
+            raise UserError(
+                f"the stages ask for {asked / one:.1f} {unit} at once, Ray has {there / one:.1f} on this machine: "
+                "lower `workers`, `num_cpus`, `num_gpus` or `memory_gib` of the stages' resources"
+                + (", or raise ray.num_cpus" if kind == "CPU" else "")
+            )
+
+
+def check_place(uri: str) -> None:
+    """Raises UserError where nodes of the cluster do not see a file that this process has written."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2 or not is_local(uri):
+        return
+    look = ray.remote(exists)
+    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    looks = [look.options(num_cpus=0, scheduling_strategy=p).remote(uri) for p in places]
+    found = ray.get(looks)
+    if not all(found):
+        raise UserError(
+            f"--out '{os.path.dirname(uri)}': a local folder that {found.count(False)} of the cluster's {len(nodes)} "
+            "nodes do not see; give s3://bucket/prefix, or a folder that all nodes share"
+        )
+
+
+@contextlib.contextmanager
+def users_errors() -> Iterator[None]:
+    """A UserError that a worker raised comes out as such, not as Ray's error around it."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, UserError):
+            raise cause from error
+        # Ray Data hands on the text of it only.
+        if found := re.search(r"^deescal\.[\w.]+Error: (.+)$", str(error), re.MULTILINE):
+            raise UserError(found[1]) from error
+        raise
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Nothing written to file descriptor 2 is seen: Ray's core reports its own log level there, whatever the level."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
