@@ -1,9 +1,9 @@
 """What curation costs beyond its engines: `python bench/curate.py whole|flat`.
 
 whole: 30 minutes of audio through the job; then each engine alone, one after the other. All stages share the cores,
-       which are the busiest resource here, so the job can take no less than the engines' CPU seconds divided by the
-       number of cores; the ratio is the job's wall time to that. (By wall time alone a stage of one thread would
-       count as if it used all cores.)
+       which are the busiest resource here. Two ratios: the job's wall time to the sum of the engines' wall times, each
+       alone with all cores (what one would get without streaming); and to the engines' CPU seconds divided by what
+       the cores do together, as a multiple of one (two cores of a virtual machine are often two threads of one core).
 flat:  10 and 100 clips with fake engines: seconds a clip and peak memory must not grow with their number.
 
 Clips are the sample encounters, each copy made distinct by its metadata, so that none is a duplicate.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -184,9 +185,30 @@ def whole(minutes: float, alone_minutes: float) -> None:
                 f"  alone:      {name:<14} {cost.wall_s:7.1f} s, {cost.cpu_s:7.1f} s of CPU"
                 + (f" (from {len(some)} clips)" if scale > 1 else "")
             )
+        sum_s = sum(cost.wall_s for cost in alone.values())
+        print(f"engines one after the other: {sum_s:.0f} s; wall of the job / that = {wall_s / sum_s:.2f}")
         cores = len(os.sched_getaffinity(0))
-        least_s = sum(cost.cpu_s for cost in alone.values()) / cores
-        print(f"engines' CPU seconds / {cores} cores: {least_s:.0f} s; wall of the job / that = {wall_s / least_s:.2f}")
+        speedup = matrix_products(cores) / matrix_products(1)
+        least_s = sum(cost.cpu_s for cost in alone.values()) / speedup
+        print(
+            f"{cores} cores do {speedup:.2f} times the work of one: CPU seconds / {speedup:.2f} = {least_s:.0f} s;",
+            end=" ",
+        )
+        print(f"wall of the job / that = {wall_s / least_s:.2f}")
+
+
+def matrix_products(processes: int, seconds: float = 4.0) -> int:
+    """Products of matrices that so many processes of one thread each do in the given time."""
+    work = (
+        "import time, numpy as np; a = np.ones((400, 400), np.float32); n = 0; t = time.time()\n"
+        f"while time.time() - t < {seconds}: a @ a; n += 1\nprint(n)"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen([sys.executable, "-c", work], stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(processes)
+    ]
+    return sum(int(process.communicate()[0]) for process in running)
 
 
 def flat(n: int) -> None:
