@@ -98,8 +98,7 @@ def build(
     parts = plan_parts(uris, config.part_clips)
     previous = {} if fresh else read_places(out)
     work = join(out, "work")
-    for folder in (work, join(out, "scenarios"), join(out, "turns"), join(out, "examples")):
-        remove_folder(folder)
+    remove_folder(work)
     write_json(join(work, "parts.json"), len(parts))
     demand = config.demand()
     start_ray(config.ray, demand["CPU"] + 1, demand)  # and one for the tasks between
@@ -108,6 +107,10 @@ def build(
     for row in _each(parts, _Prepare, (config, work), config, partial(progress, "preparing clips")):
         clips.update(dict(row["clips"]))
     linked = _link(work, len(parts), config, previous)
+    # What was built before stands until here, from where on nothing is refused.
+    store.forget(join(out, "stats.json"))
+    for folder in ("scenarios", "turns", "examples"):
+        remove_folder(join(out, folder))
     stats = StatsBuilder(config.examples.tokenizer, config.examples.max_tokens)
     for row in _each(parts, _Finish, (config, work, out), config, partial(progress, "writing scenarios")):
         stats.add_unused({u["reason"]: (u["turns"], u["tokens"]) for u in row["unused"]})

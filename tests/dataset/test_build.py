@@ -138,9 +138,11 @@ def test_a_dataset_grows_without_moving_what_it_holds(run: Path, dataset: Path, 
 )
 def test_a_build_that_cannot_be_says_why(run: Path, tmp_path: Path, changes: dict, message: str) -> None:
     config = DatasetConfig.model_validate({**CONFIG.model_dump(), **changes})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "stats.json").write_text("of an earlier build")
     with pytest.raises(UserError, match=message):
         build([str(run)], str(tmp_path / "out"), config)
-    assert not (tmp_path / "out" / "stats.json").exists()
+    assert (tmp_path / "out" / "stats.json").read_text() == "of an earlier build"
 
 
 def test_sources_that_are_no_transcripts_or_no_runs_are_refused(tmp_path: Path) -> None:
