@@ -33,9 +33,11 @@ def start_ray(config: RayConfig, num_cpus: float, demand: Mapping[str, float]) -
     """
     # Ray's C++ core repeats on the terminal what it also raises; a bug still ends the job with its traceback.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import psutil
     import ray
     import ray.data  # configures its loggers on import, so their level is set after it
 
+    object_store = int(config.object_store_gib * 2**30)
     if not ray.is_initialized():
         with _silent_stderr():
             if os.environ.get("RAY_ADDRESS"):
@@ -44,7 +46,9 @@ def start_ray(config: RayConfig, num_cpus: float, demand: Mapping[str, float]) -
                 ray.init(
                     address="local",  # else Ray joins whatever cluster it finds on this machine
                     num_cpus=config.num_cpus or ceil(num_cpus),
-                    object_store_memory=int(config.object_store_gib * 2**30),
+                    object_store_memory=object_store,
+                    # Of the machine: by default Ray counts what happens to be free at this moment.
+                    _memory=psutil.virtual_memory().total - object_store,
                     include_dashboard=False,
                     logging_level=logging.ERROR,
                     log_to_driver=False,
