@@ -10,11 +10,12 @@ A stage is a function `(Dataset, config, run) -> Dataset` over the CLIPS table. 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 from pydantic import Field
@@ -23,6 +24,8 @@ from deescal.config import Config, TaskResources
 from deescal.errors import ClipError
 from deescal.models import identity
 from deescal.schema import Row, to_table
+
+T = TypeVar("T")
 
 # In order. 'import' takes the place of the four speech stages where transcripts were made elsewhere.
 STAGES = ("import", "extract_audio", "transcribe", "diarize", "turns", "roles", "judge", "select")
@@ -114,6 +117,29 @@ class Stage:
         done = any(s["stage"] == self.name for s in row["stages"] or ())
         return row["status"] not in ("failed", "duplicate") and not done
 
+    def identify(self, rows: Sequence[Row], fetch: Callable[[Row], tuple[str, T]]) -> dict[str, T | ClipError]:
+        """Give the rows owed their `clip_id`; a row whose content has another name in this run becomes a duplicate.
+
+        Args:
+            fetch: row -> the digest of its content, and what `apply` will need; ClipError where it cannot be read.
+
+        Returns:
+            clip_id -> what `fetch` brought, or why it could not.
+        """
+        found: dict[str, T | ClipError] = {}
+        for row in filter(self.owed, rows):
+            try:
+                row["clip_id"], content = fetch(row)
+            except ClipError as error:
+                row["clip_id"] = digest(row["uri"].encode())
+                found[row["clip_id"]] = error
+                continue
+            if self.ledger.claim(row["clip_id"], row["uri"]):
+                found[row["clip_id"]] = content
+            else:
+                row["status"] = "duplicate"
+        return found
+
     def apply(self, table: pa.Table, process: Callable[[Row], Row]) -> pa.Table:
         """Run `process` (row -> the columns it sets) on the rows owed; same rows out, same order.
 
@@ -155,6 +181,11 @@ class Stage:
             attempts = (row["attempts"] or 0) + 1
             return {**row, **failure(self.name, str(result)), "attempts": attempts}
         return {**row, **result}
+
+
+def digest(content: bytes) -> str:
+    """SHA-256, 32 hex digits: what a clip's id is, of its content or, where that cannot be read, of its URI."""
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def failure(stage: str, error: str) -> Row:

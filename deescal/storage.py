@@ -86,14 +86,8 @@ def write_bytes(uri: str, data: bytes) -> None:
     if not is_local(uri):
         filesystem.pipe_file(path, data)
         return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(uri) as file:
+        file.write(data)
 
 
 def write_json(uri: str, value: Any) -> None:

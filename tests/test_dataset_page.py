@@ -15,6 +15,7 @@ from deescal.report.dataset_page import (
     turn_steps,
     write_dataset_page,
 )
+from tests.browser import opened
 from tests.dataset.test_card import EVIL, make_stats
 
 BUILD = {
@@ -100,17 +101,8 @@ def test_words_of_others_stay_text():
 
 @pytest.mark.browser
 def test_page_in_a_browser(tmp_path):
-    from playwright.sync_api import sync_playwright
-
     (tmp_path / "report.html").write_text(render_dataset_page(make_stats(source=EVIL), BUILD))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"], headless=True)
-        page = browser.new_page(viewport={"width": 390, "height": 800})
-        trouble, requests = [], []
-        page.on("console", lambda message: trouble.append(message.text))
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto((tmp_path / "report.html").as_uri())
+    with opened(tmp_path / "report.html") as (page, trouble, requests):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         page.set_viewport_size({"width": 1280, "height": 900})
         assert page.locator(".histogram svg rect").count() > 20
@@ -123,6 +115,5 @@ def test_page_in_a_browser(tmp_path):
         assert widths[-1] > 0
         page.locator("summary").click()
         assert page.get_by_text("examples.max_tokens").is_visible()
-        browser.close()
     assert trouble == []
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []

@@ -18,6 +18,7 @@ from deescal.report import funnel_table, stage_table, summarize, write_report
 from deescal.report.page import STEP_NAMES, script_json
 from deescal.report.summary import MAX_LISTED, MAX_SAMPLES, MAX_TURNS, STATUSES, Histogram, cause_of
 from deescal.schema import empty_row, to_table
+from tests.browser import opened
 
 EVIL = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)> & "quoted" \u2028'
 PRESENT = {"police_commands_present": [0], "civilian_questioning_police": [1, 3], "conversation_present": []}
@@ -272,19 +273,8 @@ def test_page_names_audio_only_where_it_is(tmp_path):
 
 @pytest.mark.browser
 def test_page_in_a_browser(tmp_path):
-    from playwright.sync_api import sync_playwright
-
     write(tmp_path, [make_row(1, text=EVIL), make_row(2), make_row(3, "failed", reason=EVIL)])
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"], headless=True)
-        page = browser.new_page(viewport={"width": 390, "height": 800})
-        trouble, requests = [], []
-        page.on("console", lambda message: trouble.append(message.text))
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("dialog", lambda dialog: trouble.append(dialog.message))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto((tmp_path / "report.html").as_uri())
-
+    with opened(tmp_path / "report.html") as (page, trouble, requests):
         assert page.locator("#clip option").count() == 3
         first = page.locator("#clip-title").inner_text()
         page.locator("#clip").select_option(index=1)
@@ -303,6 +293,5 @@ def test_page_in_a_browser(tmp_path):
         assert not page.locator("#timeline-box").is_visible()
         assert page.title() == "2 of 3 clips accepted · deescal"
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        browser.close()
     assert trouble == []
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []

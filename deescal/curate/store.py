@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -19,6 +18,7 @@ import pyarrow as pa
 
 from deescal.curate.plan import NAME, names
 from deescal.schema import CLIPS, Row, to_table
+from deescal.stage import digest
 from deescal.storage import exists, join, locate, read_json, read_table, write_json, write_table
 
 INDEX_COLUMNS = ["clip_id", "uri", "source_version", "aliases", "source", "status", "failed_stage", "stages"]
@@ -66,7 +66,7 @@ def finish_clip(out: str, row: Row) -> None:
     The name is written first, so that after a kill between the two the next `settle` still knows which row an input
     belongs to. A row that takes the place of another keeps its names: they are inputs of this run too.
     """
-    file = hashlib.sha256(row["uri"].encode()).hexdigest()[:32]
+    file = digest(row["uri"].encode())
     write_json(join(out, "names", f"{file}.json"), {key: row[key] for key in ("clip_id", *NAME)})
     if row["status"] == "duplicate":
         return

@@ -6,7 +6,7 @@ The text as it was spoken is seen here only: what leaves is redacted, or a hash,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -60,14 +60,19 @@ class Preparer:
         """Files of clips -> PREPARED rows of the accepted and rejected ones, in order."""
         clips = [read_uri(uri, CLIP_COLUMNS) for uri in uris]
         judged = [clip for clip in clips if clip["status"] in ("accepted", "rejected")]
+        cleaned = {clip["clip_id"]: clean_turns(clip["turns"]) for clip in judged}
         accepted = [clip for clip in judged if clip["status"] == "accepted"]
-        scenarios = dict(zip((c["clip_id"] for c in accepted), self._scenarios(accepted), strict=True))
+        scenarios = self._scenarios(accepted, [cleaned[clip["clip_id"]].dropped for clip in accepted])
+        by_id = dict(zip((clip["clip_id"] for clip in accepted), scenarios, strict=True))
         empty = dict.fromkeys(PREPARED.names)
-        rows = [{**empty, **self._common(clip), **scenarios.get(clip["clip_id"], {})} for clip in judged]
+        rows = [
+            {**empty, **self._common(clip, cleaned[clip["clip_id"]].kept), **by_id.get(clip["clip_id"], {})}
+            for clip in judged
+        ]
         return to_table(rows, PREPARED)
 
-    def _common(self, clip: Row) -> Row:
-        texts = [turn["text"] for turn in clean_turns(clip["turns"]).kept]
+    def _common(self, clip: Row, kept: Sequence[Mapping[str, Any]]) -> Row:
+        texts = [turn["text"] for turn in kept]
         measures = measure(texts, clip["scores"])
         if self._perplexity and is_sampled(clip["clip_id"], self._config.bias.perplexity_share):
             measures["perplexity"] = self._perplexity(texts)
@@ -80,17 +85,16 @@ class Preparer:
             "measures": {name: value for name, value in measures.items() if value is not None},
         }
 
-    def _scenarios(self, clips: Sequence[Row]) -> list[Row]:
-        cleaned = [clean_turns(clip["turns"]) for clip in clips]
+    def _scenarios(self, clips: Sequence[Row], dropped: Sequence[dict[int, str]]) -> list[Row]:
         # A turn that nobody spoke is not read by the models, and its text is not kept: but its label is redacted.
         blanked = [
-            [{**turn, "text": ""} if turn["turn_id"] in c.dropped else turn for turn in clip["turns"]]
-            for clip, c in zip(clips, cleaned, strict=True)
+            [{**turn, "text": ""} if turn["turn_id"] in out else turn for turn in clip["turns"]]
+            for clip, out in zip(clips, dropped, strict=True)
         ]
         redacted = self._redactor.redact_batch(blanked)
         return [
-            self._scenario(clip, c.dropped, spoken, *found)
-            for clip, c, spoken, found in zip(clips, cleaned, blanked, redacted, strict=True)
+            self._scenario(clip, out, spoken, *found)
+            for clip, out, spoken, found in zip(clips, dropped, blanked, redacted, strict=True)
         ]
 
     def _scenario(

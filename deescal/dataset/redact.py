@@ -58,13 +58,15 @@ class Redactor:
     """Finds and replaces; holds spaCy's model, of which only the names are computed, and needs no network."""
 
     def __init__(self, config: RedactConfig | None = None) -> None:
+        self.config = config or RedactConfig()
+        if not self.config.enabled:
+            return
         from presidio_analyzer import AnalyzerEngine, BatchAnalyzerEngine, RecognizerRegistry
         from presidio_analyzer.nlp_engine import NerModelConfiguration, SpacyNlpEngine
         from presidio_analyzer.predefined_recognizers import SpacyRecognizer
 
         from deescal.dataset.recognizers import recognizer
 
-        self.config = config or RedactConfig()
         logging.getLogger("presidio-analyzer").setLevel(logging.ERROR)  # warns of every kind that it does not map
         ner = NerModelConfiguration(default_score=MODEL_SCORE, labels_to_ignore=_IGNORED)
         engine = SpacyNlpEngine([{"lang_code": "en", "model_name": resolve(self.config.model)}], ner)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -15,7 +14,7 @@ from deescal.errors import ClipError, UserError, one_line
 from deescal.ingest.formats import parse_csv, parse_json
 from deescal.ingest.sources import Input
 from deescal.schema import Row, to_table
-from deescal.stage import Run, Stage
+from deescal.stage import Run, Stage, digest
 from deescal.storage import STORAGE_ERRORS, is_local, locate, read_bytes, version
 
 if TYPE_CHECKING:
@@ -101,19 +100,12 @@ def import_transcripts(seeds: ray.data.Dataset, run: Run, accept: bool = False) 
 
 def _import(table: pa.Table, stage: Stage, accept: bool) -> pa.Table:
     rows = table.to_pylist(maps_as_pydicts="strict")
-    contents: dict[str, bytes | ClipError] = {}
-    for row in filter(stage.owed, rows):
-        try:
-            content = _read(row["uri"], row["source_version"])
-        except ClipError as error:
-            row["clip_id"] = _id(row["uri"].encode())
-            contents[row["clip_id"]] = error
-            continue
-        row["clip_id"] = _id(content)
-        if stage.ledger.claim(row["clip_id"], row["uri"]):
-            contents[row["clip_id"]] = content
-        else:
-            row["status"] = "duplicate"
+
+    def fetch(row: Row) -> tuple[str, bytes]:
+        content = _read(row["uri"], row["source_version"])
+        return digest(content), content
+
+    contents = stage.identify(rows, fetch)
 
     def process(row: Row) -> Row:
         content = contents[row["clip_id"]]
@@ -125,10 +117,6 @@ def _import(table: pa.Table, stage: Stage, accept: bool) -> pa.Table:
         return {**filled, "status": "accepted", "reason": "as published"} if accept else filled
 
     return stage.apply(to_table(rows), process)
-
-
-def _id(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _read(uri: str, tag: str | None) -> bytes:

@@ -23,7 +23,7 @@ from pydantic import Field
 from deescal import storage
 from deescal.errors import ClipError
 from deescal.schema import Row, to_table
-from deescal.stage import Run, Stage, StageConfig
+from deescal.stage import Run, Stage, StageConfig, digest
 
 if TYPE_CHECKING:
     import ray.data
@@ -70,30 +70,25 @@ def extract_audio(ds: ray.data.Dataset, config: AudioConfig, run: Run) -> ray.da
 def extract_batch(table: pa.Table, config: AudioConfig, stage: Stage, out: str) -> pa.Table:
     """What one Ray task does. Only the rows that the stage owes are read."""
     rows = table.to_pylist(maps_as_pydicts="strict")
-    unreadable: dict[str, ClipError] = {}
-    files: dict[str, Path] = {}
     fetch_s: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="deescal-") as scratch:
-        for row in filter(stage.owed, rows):
+
+        def fetch(row: Row) -> tuple[str, Path]:
             began = time.perf_counter()
             try:
                 file = local_copy(row["uri"], Path(scratch), config.max_gib)
-                row["clip_id"] = content_id(file)
-            except ClipError as error:
-                row["clip_id"] = uri_id(row["uri"])
-                unreadable[row["clip_id"]] = error
-            else:
-                if stage.ledger.claim(row["clip_id"], row["uri"]):
-                    files[row["clip_id"]] = file
-                else:
-                    row["status"] = "duplicate"
-            fetch_s[row["uri"]] = time.perf_counter() - began
+                return content_id(file), file
+            finally:
+                fetch_s[row["uri"]] = time.perf_counter() - began
+
+        files = stage.identify(rows, fetch)
 
         def process(row: Row) -> Row:
             clip_id = row["clip_id"]
-            if clip_id in unreadable:
-                raise unreadable[clip_id]
-            decoded = decode_audio(files[clip_id], config)
+            file = files[clip_id]
+            if isinstance(file, ClipError):
+                raise file
+            decoded = decode_audio(file, config)
             audio = f"audio/{clip_id}.flac"
             storage.write_bytes(storage.join(out, audio), write_flac(decoded.samples))
             return {
@@ -124,11 +119,6 @@ def content_id(file: Path) -> str:
         raise _unreadable(error) from error
 
 
-def uri_id(uri: str) -> str:
-    """The id of a clip whose content cannot be read."""
-    return hashlib.sha256(uri.encode()).hexdigest()[:32]
-
-
 def local_copy(uri: str, scratch: Path, max_gib: float) -> Path:
     """The file itself where it is local, else a copy of it in `scratch`.
 
@@ -148,7 +138,7 @@ def local_copy(uri: str, scratch: Path, max_gib: float) -> Path:
             raise ClipError(f"file of {size_gib:.1f} GiB, at most {max_gib:g} are taken")
         if storage.is_local(uri):
             return Path(path)
-        copy = scratch / uri_id(uri)
+        copy = scratch / digest(uri.encode())
         filesystem.get_file(path, str(copy))
         return copy
     except failures as error:

@@ -13,8 +13,8 @@ import pytest
 from deescal.errors import ClipError
 from deescal.schema import CLIPS, Row, empty_row, to_table
 from deescal.speech import audio
-from deescal.speech.audio import AudioConfig, content_id, decode_audio, extract_batch, load_audio, uri_id, write_flac
-from deescal.stage import Ledger, Stage
+from deescal.speech.audio import AudioConfig, content_id, decode_audio, extract_batch, load_audio, write_flac
+from deescal.stage import Ledger, Stage, digest
 
 
 def tone(seconds: float, rate_hz: int = 16_000, channels: int = 1) -> np.ndarray:
@@ -200,7 +200,7 @@ def test_stage_good_duplicate_broken_missing(tmp_path: Path) -> None:
     assert text["clip_id"] == content_id(Path(text["uri"]))
     assert (text["status"], text["failed_stage"]) == ("failed", "extract_audio")
     assert text["error"].startswith("not a media file")
-    assert (missing["clip_id"], missing["error"]) == (uri_id(missing["uri"]), "file not found")
+    assert (missing["clip_id"], missing["error"]) == (digest(missing["uri"].encode()), "file not found")
     assert folder["status"] == "failed"
     assert [len(r["stages"] or ()) for r in (first, second, text, missing)] == [1, 0, 1, 1]
 
