@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from functools import wraps
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from deescal import __version__
-from deescal.errors import UserError
+from deescal.command import Out, require, split_overrides, user_errors_are_one_line
+from deescal.train.command import app as train_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,8 +23,8 @@ import_app = typer.Typer(
     no_args_is_help=True, help="Published transcripts into the tables of `curate`: accepted as they are, not judged."
 )
 dataset_app.add_typer(import_app, name="import")
+app.add_typer(train_app, name="train")
 
-Out = Annotated[str, typer.Option("--out", help="Folder of the run: a path or s3://bucket/prefix.")]
 ConfigFile = Annotated[
     str | None, typer.Option("--config", help="YAML file, a path or s3://; without it, the local profile.")
 ]
@@ -37,23 +35,8 @@ Strict = Annotated[bool, typer.Option(help="Exit 1 when any clip failed.")]
 RetryFailed = Annotated[bool, typer.Option(help="Run clips that failed earlier once more.")]
 
 
-def _user_errors_are_one_line(command: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except UserError as error:
-            print(f"deescal: {error}", file=sys.stderr)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            print("deescal: stopped; run the same command again to go on", file=sys.stderr)
-            raise typer.Exit(130) from None
-
-    return wrapped
-
-
 @app.command()
-@_user_errors_are_one_line
+@user_errors_are_one_line
 def curate(
     sources: Annotated[
         list[str] | None,
@@ -84,19 +67,19 @@ def curate(
     from deescal.curate.config import CurateConfig
     from deescal.curate.progress import run_with_progress
 
-    places, overrides = _split_overrides(sources or [])
-    _require(out or (from_stage and places), "--out is required: a folder or s3://bucket/prefix for the run")
+    places, overrides = split_overrides(sources or [])
+    require(out or (from_stage and places), "--out is required: a folder or s3://bucket/prefix for the run")
     if resume:
-        _require(
+        require(
             not (places or overrides or config or from_stage),
             "--resume takes its sources and config from the run at --out; give only --out",
         )
         run_with_progress(lambda watch: jobs.resume(out, retry_failed=retry_failed, watch=watch), strict)
         return
-    _require(places, "no SOURCE given: a file, folder, glob, s3:// prefix or manifest")
+    require(places, "no SOURCE given: a file, folder, glob, s3:// prefix or manifest")
     if from_stage:
-        _require(len(places) == 1, f"--from {from_stage}: give one SOURCE, the folder of a run")
-        _require(not retry_failed, "--retry-failed goes with sources or --resume, not with --from")
+        require(len(places) == 1, f"--from {from_stage}: give one SOURCE, the folder of a run")
+        require(not retry_failed, "--retry-failed goes with sources or --resume, not with --from")
         origin = places[0]
         whole = load_config(config, CurateConfig) if config else None
         run_with_progress(
@@ -108,7 +91,7 @@ def curate(
 
 
 @app.command()
-@_user_errors_are_one_line
+@user_errors_are_one_line
 def judge(
     sources: Annotated[
         list[str],
@@ -128,8 +111,8 @@ def judge(
     from deescal.curate.config import CurateConfig
     from deescal.curate.progress import run_with_progress
 
-    places, overrides = _split_overrides(sources)
-    _require(places, "no SOURCE given: a file, folder or glob of transcripts")
+    places, overrides = split_overrides(sources)
+    require(places, "no SOURCE given: a file, folder or glob of transcripts")
     settings = load_config(config, CurateConfig, overrides)
     run_with_progress(
         lambda watch: jobs.judge_transcripts(places, out, settings, retry_failed=retry_failed, watch=watch), strict
@@ -137,7 +120,7 @@ def judge(
 
 
 @app.command()
-@_user_errors_are_one_line
+@user_errors_are_one_line
 def export(
     run: Annotated[str, typer.Argument(help="Folder of a run.")],
     format: Annotated[Format, typer.Option(help="What to write.")] = "csv",
@@ -175,7 +158,7 @@ def export(
 
 
 @import_app.command("csv")
-@_user_errors_are_one_line
+@user_errors_are_one_line
 def import_csv(
     sources: Annotated[
         list[str],
@@ -196,7 +179,7 @@ def import_csv(
 
 
 @dataset_app.command("build")
-@_user_errors_are_one_line
+@user_errors_are_one_line
 def dataset_build(
     sources: Annotated[
         list[str],
@@ -214,14 +197,14 @@ def dataset_build(
     from deescal.dataset.config import DatasetConfig
     from deescal.dataset.progress import build_with_progress
 
-    places, overrides = _split_overrides(sources)
-    _require(places, "no RUN given: the folder of a run of `deescal curate`, `judge` or `dataset import`")
+    places, overrides = split_overrides(sources)
+    require(places, "no RUN given: the folder of a run of `deescal curate`, `judge` or `dataset import`")
     settings = load_config(config, DatasetConfig, overrides)
     build_with_progress(lambda progress: build(places, out, settings, fresh=fresh, progress=progress))
 
 
 @app.command()
-@_user_errors_are_one_line
+@user_errors_are_one_line
 def doctor() -> None:
     """Say what is installed, what is missing, and what this machine can run."""
     from deescal.doctor import examine
@@ -230,7 +213,7 @@ def doctor() -> None:
 
 
 @models_app.command("list")
-@_user_errors_are_one_line
+@user_errors_are_one_line
 def models_list() -> None:
     """All models of the registry, and which are here."""
     from rich.console import Console
@@ -249,7 +232,7 @@ def models_list() -> None:
 
 
 @models_app.command("fetch")
-@_user_errors_are_one_line
+@user_errors_are_one_line
 def models_fetch(
     names: Annotated[list[str] | None, typer.Argument(help="Names from `deescal models list`.")] = None,
     profile: Annotated[Literal["local"] | None, typer.Option(help="All models of a profile.")] = None,
@@ -257,13 +240,13 @@ def models_fetch(
     """Bring models into the cache, check their SHA-256, convert them once; offline from then on."""
     from deescal.models import LOCAL_PROFILE, fetch
 
-    _require(names or profile, "give model names, or --profile local")
+    require(names or profile, "give model names, or --profile local")
     for name in [*(names or []), *(LOCAL_PROFILE if profile else ())]:
         fetch(name)
 
 
 @models_app.command("verify")
-@_user_errors_are_one_line
+@user_errors_are_one_line
 def models_verify(
     names: Annotated[list[str] | None, typer.Argument(help="Names; default: all that are here.")] = None,
 ) -> None:
@@ -289,14 +272,3 @@ def _main(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
     pass
-
-
-def _require(condition: object, message: str) -> None:
-    if not condition:
-        raise UserError(message)
-
-
-def _split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Sources and `key=value` overrides: an override's key is a dotted name, which no URI with = starts with."""
-    overrides = [a for a in arguments if a.partition("=")[1] and a.partition("=")[0].replace(".", "_").isidentifier()]
-    return [a for a in arguments if a not in overrides], overrides

@@ -198,3 +198,23 @@ EXAMPLES = pa.schema(
         "messages": pa.list_(MESSAGE),  # system (optional), then user (officer) and assistant (civilian) in turn
     }
 )
+
+# What a fine-tune makes of an example, with the tokenizer of its model.
+TOKENS = pa.schema(
+    {
+        "example_id": pa.string(),
+        "scenario_id": pa.string(),
+        "input_ids": pa.list_(pa.int32()),
+        "is_target": pa.list_(pa.bool_()),  # tokens that are learned: the civilian's words and their end of turn
+    }
+)
+
+# Loss of a fine-tune's base and of its best checkpoint on what neither was trained on.
+VALIDATION = pa.schema(
+    {
+        "scenario_id": pa.string(),
+        "n_target_tokens": pa.int64(),
+        "base_nll": pa.float64(),  # nats, summed over target tokens
+        "tuned_nll": pa.float64(),
+    }
+)

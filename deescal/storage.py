@@ -142,6 +142,19 @@ def remove_folder(uri: str) -> None:
         filesystem.rm(path, recursive=True)
 
 
+def put_folder(folder: str, uri: str) -> None:
+    """Copy a local folder to a path or s3:// prefix, in place of what is there."""
+    filesystem, path = locate(uri)
+    remove_folder(uri)
+    filesystem.put(f"{folder.rstrip('/')}/", path, recursive=True)
+
+
+def get_folder(uri: str, folder: str) -> None:
+    """Copy a path or s3:// prefix to a local folder that is not there yet."""
+    filesystem, path = locate(uri)
+    filesystem.get(f"{path}/", folder, recursive=True)
+
+
 def exists(uri: str) -> bool:
     filesystem, path = locate(uri)
     return filesystem.exists(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from itertools import groupby
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ Side = Literal["user", "assistant"]
 PERSONA = (
     "You are the civilian in an encounter with the police. Say only what this person says next, in their own words."
 )
+PINNED_DATE = date(2024, 7, 26)  # the one in Llama's own templates for renderers without a clock
 
 
 @dataclass(frozen=True)
@@ -83,17 +85,36 @@ def render(messages: Sequence[Mapping[str, str]], tokenizer: Any, add_generation
     """The text that the model reads, special tokens included: encode it with `add_special_tokens=False`."""
     from jinja2 import TemplateError
 
-    try:
-        text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+    def apply(chat: Sequence[Mapping[str, str]]) -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                list(chat),
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **template_values(tokenizer.chat_template),
+            )
         )
+
+    try:
+        return apply(messages)
     except TemplateError:  # templates raise it themselves for a role they lack
         if messages[0]["role"] != "system":
             raise
-        text = tokenizer.apply_chat_template(
-            fold_system(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    return str(text)
+        return apply(fold_system(messages))
+
+
+def template_values(chat_template: str | Mapping[str, str]) -> dict[str, Any]:
+    """What a template must be given beside the messages, so that a dialogue is the same text on every day.
+
+    Templates of Llama 3.1 and later write the day's date into the system message, from `date_string` where that is
+    given; others ask the clock (`strftime_now`) alone. `date_string` can be handed to a server as it is
+    (`chat_template_kwargs`); the clock cannot.
+    """
+    if "date_string" in str(chat_template):
+        return {"date_string": PINNED_DATE.strftime("%d %b %Y")}
+    if "strftime_now" in str(chat_template):
+        return {"strftime_now": PINNED_DATE.strftime}
+    return {}
 
 
 def count_tokens(texts: Sequence[str], tokenizer: Any) -> list[int]:

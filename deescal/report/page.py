@@ -178,18 +178,19 @@ def title(row: Mapping[str, Any]) -> str:
 def made(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """How the run was made: titled lists of (name, value); nested config as 'judge.threshold'."""
     parts = [
-        ("Configuration", list(_flat(run.get("config") or {}))),
-        ("Models", list(_flat(run.get("models") or {}))),
-        ("Fingerprints", list(_flat(run.get("fingerprints") or {}))),
-        ("Versions", [("deescal", str(run.get("deescal", ""))), *sorted(_flat(run.get("versions") or {}))]),
+        ("Configuration", list(flat(run.get("config") or {}))),
+        ("Models", list(flat(run.get("models") or {}))),
+        ("Fingerprints", list(flat(run.get("fingerprints") or {}))),
+        ("Versions", [("deescal", str(run.get("deescal", ""))), *sorted(flat(run.get("versions") or {}))]),
     ]
     return [(name, pairs) for name, pairs in parts if pairs]
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+def flat(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Nested values -> (dotted name, text); text stays as it is, anything else is JSON."""
     for key, item in value.items():
         if isinstance(item, Mapping) and item:
-            yield from _flat(item, f"{prefix}{key}.")
+            yield from flat(item, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", item if isinstance(item, str) else json.dumps(item, default=str)
 

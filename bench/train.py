@@ -1,0 +1,139 @@
+"""How fast civilian tokens are learned, packed, padded, and as the reference trains, on the same examples in one run.
+
+    python bench/train.py --data DATASET [--steps 6] [--model smollm2-135m] [--method lora] [--rounds 2]
+
+The reference's settings: transformers' Trainer, two examples a row-padded batch, four batches a step, padding to the
+longest, loss on every token. All three train the same weights in the same precision, without gradient checkpointing,
+on examples drawn with one seed; useful tokens are those of civilian turns. Also checks that packed and padded losses of
+the same examples are equal in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainingArguments
+
+from deescal.config import load_config
+from deescal.dataset.chat import load_tokenizer
+from deescal.schema import Row
+from deescal.train.config import TrainConfig
+from deescal.train.data import Encode, Sequences, TokenData, read_examples
+from deescal.train.losses import example_losses, mean_loss
+from deescal.train.model import load_base, load_for_training
+from deescal.train.pack import IGNORE, collate, collate_padded
+from deescal.train.trainer import plan_training, training_arguments
+
+
+class Timed(Trainer):
+    """Notes how long each step took."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seconds: list[float] = []
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        self.began = time.perf_counter()
+        return super().get_batch_samples(*args, **kwargs)
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self.began)
+
+
+def read(data: str, model: str, n: int, seed: int) -> TokenData:
+    """`n` examples of the training split, drawn with a seed, as tokens."""
+    table = read_examples(data, "train")
+    chosen = np.random.default_rng(seed).choice(len(table), size=min(n, len(table)), replace=False)
+    return TokenData(Encode(model)(table.take(np.sort(chosen))))
+
+
+def collate_reference(rows: Sequence[Sequence[Row]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Rows padded to the longest, a label on every token."""
+    ids = [torch.from_numpy(row["input_ids"].astype(np.int64)) for (row,) in rows]
+    pad = torch.nn.utils.rnn.pad_sequence
+    return {
+        "input_ids": pad(ids, batch_first=True, padding_value=pad_id),
+        "attention_mask": pad([torch.ones_like(i) for i in ids], batch_first=True),
+        "labels": pad(ids, batch_first=True, padding_value=IGNORE),
+    }
+
+
+def seconds_per_step(config: TrainConfig, sequences: Any, collator: Callable[..., Any], n_steps: int) -> list[float]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(config.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments: TrainingArguments = training_arguments(config, n_steps, Path(folder), None)
+        arguments.eval_strategy = arguments.save_strategy = "no"
+        trainer = Timed(
+            model=load_for_training(config, device), args=arguments, train_dataset=sequences, data_collator=collator
+        )
+        trainer.train()
+    return trainer.seconds[:n_steps]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--steps", type=int, default=6, help="of each way and round; the first does not count")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("overrides", nargs="*", help="key=value of the config")
+    args = parser.parse_args()
+    common = [f"model={args.model}", "data.sequences_per_step=8", f"optim.max_steps={args.steps}", *args.overrides]
+    packed = load_config(None, TrainConfig, common)
+    padded = load_config(None, TrainConfig, [*common, "data.packing=false", "data.sequences_at_once=2"])
+    tokens = read(args.data, args.model, 8 * args.steps * 3, seed=0)
+    pad_id = load_tokenizer(args.model).pad_token_id or 0
+    check_equal(packed, tokens, pad_id)
+    shuffled = np.random.default_rng(0).permutation(len(tokens)).tolist()
+    for number in range(args.rounds):
+        useful: dict[str, float] = {}
+        for way in ("packed", "padded", "reference"):
+            config = packed if way == "packed" else padded
+            packs, order, _ = plan_training(config, tokens.lengths.tolist())
+            collator: Callable[..., Any] = collate
+            if way != "packed":
+                collator = partial(collate_padded if way == "padded" else collate_reference, pad_id=pad_id)
+            if way == "reference":
+                order = shuffled[: len(order)]
+            seconds = seconds_per_step(config, Sequences(tokens, packs, order), collator, args.steps)
+            counted = [example for s in order[8:] for example in packs[s]]
+            learned, read_in = tokens.n_targets[counted].sum(), tokens.lengths[counted].sum()
+            spent = sum(seconds[1:])
+            useful[way] = learned / spent
+            print(
+                f"round {number + 1} {way:9s} {spent:6.1f} s for {read_in:,} tokens: {read_in / spent:7.1f} tokens/s, "
+                f"{useful[way]:6.1f} civilian tokens/s",
+                flush=True,
+            )
+        print(
+            f"round {number + 1}: packed / reference {useful['packed'] / useful['reference']:.2f}, "
+            f"packed / padded {useful['packed'] / useful['padded']:.2f}",
+            flush=True,
+        )
+
+
+def check_equal(config: TrainConfig, tokens: TokenData, pad_id: int) -> None:
+    """Losses of eight short examples in float32: packed together, and padded."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_base(config.model_copy(update={"dtype": "float32", "method": "lora"}), device).to(device).eval()
+    few = np.argsort(tokens.lengths)[:8].tolist()
+    losses = example_losses(model, tokens, [few])
+    batch = collate_padded([[tokens[i]] for i in few], pad_id)
+    with torch.no_grad():
+        rows = model(**{name: value.to(device) for name, value in batch.items()}).loss.item()
+    print(f"loss in float32 of the same examples: packed {mean_loss(losses, tokens.n_targets):.6f}, padded {rows:.6f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Fine-tunes of small language models on the dataset: Ray Train, PEFT, DeepSpeed."""

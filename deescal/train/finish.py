@@ -1,0 +1,137 @@
+"""After the last step, in the workers: the best checkpoint back into the model, measured and handed over.
+
+<out>/adapter/             what serves: PEFT's files (or the whole model, for method full), tokenizer, template
+<out>/validation.parquet   VALIDATION: loss of the base and of the best checkpoint per held-out scenario
+<out>/replies.json         held-out prompts with the real reply, the base's and the tuned model's
+<out>/trainer_trace.json   what the model says of held-out prompts while it is still the trainer's: for the parity gate
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from deescal.schema import VALIDATION, to_table
+from deescal.storage import join, put_folder, write_json, write_table
+from deescal.train.config import TrainConfig
+from deescal.train.losses import by_scenario
+
+
+def finish(trainer: Any, config: TrainConfig, prompts: Sequence[Mapping[str, Any]], out: str) -> dict[str, Any]:
+    """Write the files above; every rank calls it, rank 0 writes.
+
+    Returns:
+        `best_step`, `steps`, `validation_loss` of the best checkpoint.
+    """
+    import ray.train
+
+    from deescal.dataset.chat import load_tokenizer
+    from deescal.train.export import export_adapter
+    from deescal.train.trace import trace_model
+
+    reported = ray.train.get_all_reported_checkpoints()
+    best = min(reported, key=lambda r: (r.metrics["validation_loss"], r.metrics["step"]))
+    with best.checkpoint.as_directory() as folder:
+        load_weights(trainer, Path(folder))
+    tuned = by_scenario(trainer.measure(), trainer.validation)
+    base = next(row["base_nll"] for row in trainer.state.log_history if "base_nll" in row)
+    is_first = trainer.args.process_index == 0
+    tokenizer = load_tokenizer(config.model)
+    with gathered(trainer):
+        if is_first:
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            model.eval()
+            with trainer.autocast_smart_context_manager():
+                write_replies(model, tokenizer, config, prompts, out)
+                ids = [p["input_ids"] for p in prompts[: config.export.parity_prompts]]
+                trace = trace_model(model, tokenizer, ids, config.export.parity_new_tokens)
+            write_json(join(out, "trainer_trace.json"), asdict(trace))
+            with tempfile.TemporaryDirectory() as folder:
+                export_adapter(model, tokenizer, folder, config)
+                put_folder(folder, join(out, "adapter"))
+            rows = [
+                {"scenario_id": s, "n_target_tokens": n, "base_nll": base[s][0], "tuned_nll": nats}
+                for s, (nats, n) in sorted(tuned.items())
+            ]
+            write_table(join(out, "validation.parquet"), to_table(rows, VALIDATION))
+    return {"best_step": best.metrics["step"], "steps": trainer.state.global_step, **best.metrics}
+
+
+def load_weights(trainer: Any, checkpoint: Path) -> None:
+    """Adapter or model of a checkpoint into the trainer's model, however it is spread."""
+    from peft import PeftModel, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    with gathered(trainer, modify=True):
+        if isinstance(model, PeftModel):
+            set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
+            return
+        weights: dict[str, Any] = {}
+        for file in sorted(checkpoint.glob("model*.safetensors")):
+            weights |= load_file(file)
+        model.load_state_dict(weights, strict=False)  # tied weights are in the file once
+
+
+@contextmanager
+def gathered(trainer: Any, *, modify: bool = False) -> Iterator[None]:
+    """ZeRO-3's weights whole on every rank; nothing for the others."""
+    plugin = trainer.args.deepspeed_plugin
+    context: Any = nullcontext()
+    if plugin and plugin.zero_stage == 3:
+        import deepspeed
+
+        parameters = list(trainer.model.parameters())
+        context = deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if modify else None)
+    with context:
+        yield
+
+
+def write_replies(
+    model: Any, tokenizer: Any, config: TrainConfig, prompts: Sequence[Mapping[str, Any]], out: str
+) -> None:
+    """Greedy replies of the base and of the tuned model to the first prompts, beside what the civilian really said."""
+    from peft import PeftModel
+
+    from deescal.train.model import load_base
+
+    chosen = prompts[: config.tracking.sample_prompts]
+    n_new = config.tracking.sample_new_tokens
+    tuned = [reply(model, tokenizer, p["input_ids"], n_new) for p in chosen]
+    if isinstance(model, PeftModel):
+        with model.disable_adapter():
+            base = [reply(model, tokenizer, p["input_ids"], n_new) for p in chosen]
+    else:
+        before = load_base(config, model.device).to(model.device).eval()
+        base = [reply(before, tokenizer, p["input_ids"], n_new) for p in chosen]
+    fields = ("example_id", "scenario_id", "messages", "reference")
+    rows = [{**{f: p[f] for f in fields}, "base": b, "tuned": t} for p, b, t in zip(chosen, base, tuned, strict=True)]
+    write_json(join(out, "replies.json"), rows)
+
+
+def reply(model: Any, tokenizer: Any, prompt: Sequence[int], new_tokens: int) -> str:
+    """The model's greedy continuation of a prompt up to its end of turn."""
+    import torch
+
+    from deescal.train.masks import ChatEncoder
+
+    stop = ChatEncoder(tokenizer).end_of_turn
+    ids = torch.tensor([list(prompt)], device=model.device)
+    with torch.no_grad():
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=stop,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            use_cache=True,
+        )
+    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()

@@ -1,0 +1,374 @@
+"""A fine-tune from the command to the page: check, tokenize, train on Ray, prove the export, report.
+
+<out>/job.json      what was asked for, written first: the same command goes on with the run, another is refused
+<out>/tokens/       TOKENS of the splits, made once
+<out>/checkpoints/  Ray Train's: the best ones and the last, `step-0000050`
+<out>/metrics.jsonl, tensorboard/, loss.png, report.html
+<out>/adapter/, merged/, validation.parquet, replies.json, parity.json   see deescal.train.finish and .parity
+<out>/run.json      how it ended, written last: its presence says complete
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from deescal import __version__
+from deescal.cluster import check_place, start_ray, users_errors
+from deescal.config import fingerprint
+from deescal.errors import UserError, one_line
+from deescal.models import identity
+from deescal.schema import Row
+from deescal.storage import (
+    absolute,
+    exists,
+    get_folder,
+    is_local,
+    join,
+    locate,
+    put_folder,
+    read_json,
+    read_table,
+    write_bytes,
+    write_json,
+    writing,
+)
+from deescal.train.config import TrainConfig
+from deescal.train.data import check_dataset, read_examples, read_tokens, tokenize
+from deescal.train.mirrors import Mirrors, check_tracking
+from deescal.train.tracking import METRICS_FILE, metrics_lines, read_metrics
+
+POLL_S = 1.0
+SAVE_EVERY_S = 10.0  # metrics.jsonl, while it grows
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended."""
+
+    out: str
+    run: dict[str, Any]  # the content of run.json
+
+    @property
+    def good(self) -> bool:
+        """There is an export, and it serves as it was trained."""
+        return bool(self.run["parity"]["good"])
+
+
+class Watch:
+    """What a run tells whoever waits for it; the terminal's version is in deescal.train.terminal."""
+
+    def targets(self, text: str) -> None:
+        """The first examples as the loss sees them."""
+
+    def begin(self, n_steps: int, counts: Mapping[str, Any]) -> None:
+        """Training starts."""
+
+    def row(self, row: Row) -> None:
+        """A row of metrics.jsonl."""
+
+    def step(self, text: str) -> None:
+        """Something else begins."""
+
+
+class TrainingFailed(Exception):
+    """Workers failed more often than `checkpoints.max_failures`; the message is one line."""
+
+
+def train(data: str, out: str, config: TrainConfig, watch: Watch | None = None) -> Ended:
+    """Fine-tune a model on a dataset.
+
+    Args:
+        data: folder of `deescal dataset build`, local or s3://.
+        out: folder of the run, local or s3://; a run there that was stopped is continued.
+        config: all of it.
+
+    Raises:
+        UserError: a wrong dataset, model or config, or too little memory, before any worker starts.
+        TrainingFailed: the workers gave up.
+    """
+    from deescal.train.fit import check_memory
+    from deescal.train.shape import load_shape
+
+    watch, began = watch or Watch(), datetime.now(UTC)
+    data, out = absolute(data), absolute(out)
+    splits = ["train", config.data.validation_split]
+    load_shape(config)  # refuses what is no model, or takes shorter sequences
+    check_dataset(data, splits)
+    check_tracking(config.tracking)
+    check_memory(config)
+    there = _begin(out, data, config)
+    if there is not None:
+        return Ended(out, there)
+    one = config.workers
+    cpus = one.workers * one.num_cpus
+    memory = one.workers * one.memory_gib * 2**30
+    demand = {"CPU": cpus, "GPU": one.workers * one.num_gpus, "memory": memory}
+    start_ray(config.ray, max(2.0, cpus) + 1, demand)  # Ray Data's tasks run before the workers, and take one beside
+    check_place(join(out, "job.json"))
+    watch.step("tokenizing")
+    with users_errors():
+        counts = tokenize(data, config.model, splits, out)
+    n_steps = _check_tokens(out, counts, config)
+    prompts = _prompts(data, config, watch)
+    watch.begin(n_steps, counts)
+    rows = _fit(out, config, prompts, watch)
+    return _publish(out, data, config, counts, rows, began, watch)
+
+
+def run_identity(data: str, config: TrainConfig) -> str:
+    """Fingerprint of what decides the trained weights: not how many workers, nor what is only measured or shown."""
+    shown = {"workers", "ray", "tracking", "export", "checkpoints"}
+    deciding = config.model_dump(mode="json", exclude=shown)
+    return fingerprint(deciding, identity(config.model), data)
+
+
+def _begin(out: str, data: str, config: TrainConfig) -> dict[str, Any] | None:
+    """Claim the folder; what run.json says where this run is complete."""
+    asked = run_identity(data, config)
+    job = join(out, "job.json")
+    if exists(job):
+        before = read_json(job)
+        if before.get("fingerprint") != asked:
+            raise UserError(f"--out '{out}': holds a fine-tune with another config, model or dataset; give another")
+        if exists(join(out, "run.json")):
+            return dict(read_json(join(out, "run.json")))
+    whole = config.model_dump(mode="json")
+    write_json(job, {"deescal": __version__, "fingerprint": asked, "data": data, "config": whole})
+    return None
+
+
+def _check_tokens(out: str, counts: Mapping[str, Any], config: TrainConfig) -> int:
+    from deescal.train.trainer import plan_training
+
+    for split in counts:
+        if counts[split]["longest"] > config.data.max_tokens:
+            raise UserError(
+                f"the longest example of the {split} split has {counts[split]['longest']} tokens of "
+                f"'{config.model}', data.max_tokens={config.data.max_tokens}: raise it, or build the dataset with "
+                f"examples.tokenizer={config.model}"
+            )
+    return plan_training(config, read_tokens(out, "train").lengths.tolist())[2]
+
+
+def _prompts(data: str, config: TrainConfig, watch: Watch) -> list[dict[str, Any]]:
+    """Held-out prompts, of growing length, each of another scenario; and a look at what is learned."""
+    import numpy as np
+
+    from deescal.dataset.chat import load_tokenizer
+    from deescal.train.masks import ChatEncoder, show_targets
+
+    encoder = ChatEncoder(load_tokenizer(config.model))
+    first = read_examples(data, "train").slice(0, 2).to_pylist()
+    watch.targets("\n\n".join(show_targets(encoder, e["messages"], e["n_context_messages"]) for e in first))
+    held_out = read_examples(data, config.data.validation_split).to_pylist()
+    order = np.random.default_rng(config.seed).permutation(len(held_out))
+    n_wanted = max(config.tracking.sample_prompts, config.export.parity_prompts)
+    one_each = {held_out[i]["scenario_id"]: held_out[i] for i in order}
+    prompts = []
+    for i, example in enumerate(list(one_each.values())[:n_wanted]):
+        replies = [k for k, m in enumerate(example["messages"]) if m["role"] == "assistant"]
+        at = replies[min(i, len(replies) - 1)]
+        messages = example["messages"][:at]
+        prompts.append(
+            {
+                "example_id": example["example_id"],
+                "scenario_id": example["scenario_id"],
+                "messages": messages,
+                "reference": example["messages"][at]["content"],
+                "input_ids": encoder.prompt(messages),
+            }
+        )
+    return prompts
+
+
+def _fit(out: str, config: TrainConfig, prompts: Sequence[Mapping[str, Any]], watch: Watch) -> list[Row]:
+    """Ray Train's run, watched; returns the rows of metrics.jsonl."""
+    import ray
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+
+    sink = ray.remote(num_cpus=0)(MetricsSink).remote()
+    one = config.workers
+    filesystem, path = locate(out)
+    storage: dict[str, Any] = {"storage_path": path}
+    if not is_local(out):
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        storage["storage_filesystem"] = PyFileSystem(FSSpecHandler(filesystem))
+    options = one.ray_options()
+    resources = {"CPU": options["num_cpus"], "memory": options["memory"]}
+    if one.num_gpus:
+        resources["GPU"] = one.num_gpus
+    kept = CheckpointConfig(
+        num_to_keep=config.checkpoints.keep_best,
+        checkpoint_score_attribute="validation_loss",
+        checkpoint_score_order="min",
+    )
+    work = {
+        "config": config.model_dump(mode="json"),
+        "out": out,
+        "name": fingerprint(out),
+        "prompts": list(prompts),
+        "sink": sink,
+    }
+    trainer = TorchTrainer(
+        _train_worker,  # type: ignore[arg-type]  # what it returns is in Ray's result
+        train_loop_config=work,
+        torch_config=TorchConfig(backend="nccl" if one.num_gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=one.workers, use_gpu=bool(one.num_gpus), resources_per_worker=resources
+        ),
+        run_config=RunConfig(  # type: ignore[arg-type]  # annotated as version 1's
+            name="checkpoints",
+            failure_config=FailureConfig(max_failures=config.checkpoints.max_failures),
+            checkpoint_config=kept,
+            logging_config=LoggingConfig(log_level="ERROR"),
+            **storage,
+        ),
+    )
+    trouble: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            trouble.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    about = {"model": config.model, "method": config.method, "learning_rate": config.optim.learning_rate}
+    with Mirrors(config.tracking, out, about) as mirrors:
+        follow = _Follow(sink, out, watch, mirrors)
+        while thread.is_alive():
+            thread.join(POLL_S)
+            follow.look()
+        follow.look(last=True)
+    if trouble:
+        with users_errors():
+            _explain(trouble[0])
+    return follow.rows
+
+
+def _train_worker(work: dict[Any, Any]) -> dict[str, Any]:
+    from deescal.train.worker import train_worker
+
+    return train_worker(work)
+
+
+def _explain(error: BaseException) -> None:
+    """The worker's own error in one line."""
+    causes = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "__cause__", None) or error]
+    cause = causes[0]
+    for wrapped in (getattr(cause, "cause", None), getattr(cause, "_base_exc", None)):
+        cause = wrapped or cause
+    if isinstance(cause, UserError):
+        raise cause from error
+    raise TrainingFailed(f"the workers failed: {type(cause).__name__}: {one_line(cause)}") from error
+
+
+class MetricsSink:
+    """Rows on their way from the first worker to the driver."""
+
+    def __init__(self) -> None:
+        self._rows: list[Row] = []
+
+    def start(self, rows: list[Row]) -> int:
+        """Workers start, with the rows of their checkpoint; returns which attempt it is."""
+        if not self._rows:  # the driver started anew
+            self._rows = list(rows)
+        return 1 + max((row["attempt"] for row in self._rows), default=0)
+
+    def add(self, row: Row) -> None:
+        self._rows.append(row)
+
+    def since(self, n: int) -> list[Row]:
+        """The rows after the first `n`."""
+        return self._rows[n:]
+
+
+class _Follow:
+    """Keeps metrics.jsonl as the sink has it, and tells the watch what is new."""
+
+    def __init__(self, sink: Any, out: str, watch: Watch, mirrors: Mirrors) -> None:
+        self._sink, self._out, self._watch, self._mirrors = sink, out, watch, mirrors
+        self._saved_at = 0.0
+        self.rows: list[Row] = []
+
+    def look(self, *, last: bool = False) -> None:
+        import ray
+
+        new = ray.get(self._sink.since.remote(len(self.rows)))
+        self.rows += new
+        if last or (new and time.monotonic() - self._saved_at > SAVE_EVERY_S):
+            self._saved_at = time.monotonic()
+            write_bytes(join(self._out, METRICS_FILE), metrics_lines(self.rows).encode())
+        for row in new:
+            self._mirrors.add(row)
+            self._watch.row(row)
+
+
+def _publish(
+    out: str,
+    data: str,
+    config: TrainConfig,
+    counts: Mapping[str, Any],
+    rows: Sequence[Row],
+    began: datetime,
+    watch: Watch,
+) -> Ended:
+    """The gate, the page, and run.json last."""
+    import ray
+
+    from deescal.report.train_page import write_train_page
+    from deescal.train.outcome import outcome
+    from deescal.train.tracking import loss_png
+
+    watch.step("comparing the export with what was trained")
+    # In a task: on a cluster the GPU is another node's. An engine takes what the workers had.
+    gate = ray.remote(num_gpus=1 if config.workers.num_gpus else 0, num_cpus=1, max_retries=0)(_gate)
+    parity = ray.get(gate.remote(out, config.model_dump(mode="json")))
+    write_json(join(out, "parity.json"), parity)
+    metrics = read_metrics(metrics_lines(rows).splitlines())
+    validation = read_table(join(out, "validation.parquet")).to_pylist()
+    run = {
+        "deescal": __version__,
+        "started_at": began.isoformat(timespec="seconds"),
+        "wall_s": (datetime.now(UTC) - began).total_seconds(),
+        "base": {"model": config.model, "identity": identity(config.model)},
+        "data": {"uri": data, "splits": dict(counts)},
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "ray")},
+        "config": config.model_dump(mode="json"),
+        "result": outcome(metrics, validation, parity),
+        "parity": parity,
+    }
+    with writing(join(out, "loss.png")) as file:
+        loss_png(metrics, file)
+    stats = join(data, "stats.json")
+    write_train_page(run, out, read_json(stats) if exists(stats) else None)
+    write_json(join(out, "run.json"), run)
+    return Ended(out, run)
+
+
+def _gate(out: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Ray's task: merge if asked for, then `check_export`; the folders are brought here and back."""
+    from deescal.train.export import merge_adapter
+    from deescal.train.parity import check_export
+    from deescal.train.trace import Trace
+
+    settings = TrainConfig.model_validate(config)
+    trained = Trace(**read_json(join(out, "trainer_trace.json")))
+    with tempfile.TemporaryDirectory() as folder:
+        adapter, merged = f"{folder}/adapter", None
+        get_folder(join(out, "adapter"), adapter)
+        if settings.export.merge and settings.method != "full":
+            merged = f"{folder}/merged"
+            merge_adapter(settings.model, adapter, merged)
+            put_folder(merged, join(out, "merged"))
+        return check_export(trained, adapter, settings, merged)

@@ -1,0 +1,59 @@
+"""The model to tune: base weights, whole or in 4 bits, with adapters or without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deescal.errors import UserError, one_line
+from deescal.models import resolve
+from deescal.train.config import TrainConfig
+
+
+def load_base(config: TrainConfig, device: Any) -> Any:
+    """The base model on `device`, in 4 bits for qlora; no gradients yet where adapters are to come."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = getattr(torch, config.dtype)
+    quantization = None
+    if config.method == "qlora":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        resolve(config.model),
+        dtype=dtype,
+        attn_implementation=config.attention,
+        quantization_config=quantization,
+        device_map={"": device} if quantization else None,
+    )
+    model.config.use_cache = False  # a cache hides the bounds of packed examples, and training has no use for one
+    return model
+
+
+def load_for_training(config: TrainConfig, device: Any) -> Any:
+    """`load_base`, with fresh adapters (drawn from torch's generator) that alone are trained, unless method is full."""
+    base = load_base(config, device)
+    if config.method == "full":
+        return base
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if config.method == "qlora":
+        base = prepare_model_for_kbit_training(
+            base, use_gradient_checkpointing=False
+        )  # the Trainer turns checkpointing on, without re-entrant autograd
+    adapters = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=config.lora.target_modules,
+        bias="none",
+    )
+    try:
+        return get_peft_model(base, adapters)
+    except ValueError as error:  # no layer of the given names
+        raise UserError(f"lora.target_modules={config.lora.target_modules!r}: {one_line(error)}") from error
