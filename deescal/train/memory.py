@@ -87,7 +87,7 @@ def weight_bytes(config: TrainConfig, shape: ModelShape) -> float:
     """Of the base model, as it is loaded for training."""
     if config.method != "qlora":
         return _bytes(config) * shape.n_params
-    return NF4_BYTES * shape.n_linear + _residual_bytes(config) * (shape.n_params - shape.n_linear)
+    return NF4_BYTES * shape.n_linear + _bytes(config) * (shape.n_params - shape.n_linear)
 
 
 def _states(config: TrainConfig, shape: ModelShape, on_gpu: bool) -> tuple[dict[str, float], float]:
@@ -124,7 +124,7 @@ def _states(config: TrainConfig, shape: ModelShape, on_gpu: bool) -> tuple[dict[
 def _activations(config: TrainConfig, shape: ModelShape, n_tokens: int) -> tuple[float, float]:
     """Bytes kept for the backward pass, and those of one block at work in it."""
     row = n_tokens if config.data.packing else config.data.max_tokens  # tokens that a mask spans
-    residual, layers = _residual_bytes(config), shape.n_layers
+    residual, layers = _bytes(config), shape.n_layers
     block = n_tokens * _block_bytes(config, shape, row) + n_tokens * _linear_input_bytes(config, shape) / layers
     casts = _bytes(config) * shape.n_lora if _casts_adapters(config) else 0
     always = n_tokens * 4 * shape.hidden_size + (n_tokens * row if config.attention != "flash_attention_2" else 0)
@@ -148,7 +148,7 @@ def _block_bytes(config: TrainConfig, shape: ModelShape, row: int) -> float:
         attention += row * heads * (4 + 2 if e == 2 else 4)
     else:
         attention += 4 * heads + (e * row if config.attention == "sdpa" else 0)
-    return norms + attention + 3 * _residual_bytes(config) * shape.intermediate_size
+    return norms + attention + 3 * _bytes(config) * shape.intermediate_size
 
 
 def _linear_input_bytes(config: TrainConfig, shape: ModelShape) -> float:
@@ -169,8 +169,3 @@ def _bytes(config: TrainConfig) -> int:
 def _casts_adapters(config: TrainConfig) -> bool:
     """Whether adapters in float32 meet a model in bfloat16, under the Trainer's autocast."""
     return config.method != "full" and config.dtype == "bfloat16" and config.strategy.name == "ddp"
-
-
-def _residual_bytes(config: TrainConfig) -> int:
-    """A value between blocks: `prepare_model_for_kbit_training` makes embeddings float32, and so what follows them."""
-    return 4 if config.method == "qlora" and config.strategy.name == "ddp" else _bytes(config)

@@ -95,15 +95,13 @@ def _run_transformers(
     config: TrainConfig, adapters: Sequence[str | None], prompts: list[list[int]], stop_ids: list[int]
 ) -> list[Trace]:
     import torch
-    from peft import PeftModel, prepare_model_for_kbit_training
+    from peft import PeftModel
 
     from deescal.train.model import load_base
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_base(config, device)
-    if config.method == "qlora":  # as the trainer has it: what is not in 4 bits is in float32
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    else:
+    if config.method != "qlora":  # which is loaded where it stays
         model = model.to(device)
     # The Trainer's own arithmetic: DeepSpeed casts adapters too, everything else leaves them in float32 and autocasts.
     halved = config.dtype == "bfloat16" and config.strategy.name != "ddp"

@@ -130,8 +130,7 @@ def test_torchtunes_published_peaks(method: str, published_gib: float) -> None:
     """Llama-3.2-3B on an A100, batch 2 x 4,096 packed, bfloat16 (README of torchtune, 2025, "Optimization flags").
 
     Its run keeps the inputs of checkpointed blocks on the host, chunks the loss and compiles, and its number is without
-    CUDA's context: those parts are left out here. Ours is more, as adapters, and in 4 bits embeddings and what flows
-    between blocks, are in float32 here and in bfloat16 there.
+    CUDA's context: those parts are left out here. Ours is more, as adapters are in float32 here and in bfloat16 there.
     """
     modules = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     config = TrainConfig(
@@ -144,7 +143,7 @@ def test_torchtunes_published_peaks(method: str, published_gib: float) -> None:
     )
     parts = estimate_memory(config, load_shape(config), on_gpu=True, target_share=0).parts
     comparable = sum(size for what, size in parts.items() if what not in (KEPT, "runtime")) / GIB
-    assert published_gib * 0.95 < comparable < published_gib * 1.45
+    assert published_gib * 0.95 < comparable < published_gib * 1.2
 
 
 @pytest.mark.parametrize("n_workers", [1, 2, 8])
