@@ -1,11 +1,15 @@
 """How fast civilian tokens are learned, packed, padded, and as the reference trains, on the same examples in one run.
 
-    python bench/train.py --data DATASET [--steps 6] [--model smollm2-135m] [--method lora] [--rounds 2]
+    python bench/train.py --data DATASET [--steps 6] [--model smollm2-135m] [--rounds 2] [key=value ...]
+    python bench/train.py --random Qwen2.5-3B-Instruct method=qlora data.sequences_at_once=2   # a GPU; MFU, memory
 
 The reference's settings: transformers' Trainer, two examples a row-padded batch, four batches a step, padding to the
 longest, loss on every token. All three train the same weights in the same precision, without gradient checkpointing,
 on examples drawn with one seed; useful tokens are those of civilian turns. Also checks that packed and padded losses of
 the same examples are equal in float32.
+
+--random makes a model of a family's shape with random weights, and full sequences of random tokens, a third of them
+targets: the shape is what speed and memory depend on.
 """
 
 from __future__ import annotations
@@ -24,13 +28,14 @@ from transformers import Trainer, TrainingArguments
 
 from deescal.config import load_config
 from deescal.dataset.chat import load_tokenizer
-from deescal.schema import Row
+from deescal.schema import TOKENS, Row, to_table
 from deescal.train.config import TrainConfig
 from deescal.train.data import Encode, Sequences, TokenData, read_examples
 from deescal.train.losses import example_losses, mean_loss
 from deescal.train.model import load_base, load_for_training
 from deescal.train.pack import IGNORE, collate, collate_padded
-from deescal.train.trainer import plan_training, training_arguments
+from deescal.train.shape import FAMILIES
+from deescal.train.trainer import peak_memory_gib, plan_training, training_arguments, utilisation
 
 
 class Timed(Trainer):
@@ -81,14 +86,61 @@ def seconds_per_step(config: TrainConfig, sequences: Any, collator: Callable[...
     return trainer.seconds[:n_steps]
 
 
+def write_random_model(family: str, folder: str) -> None:
+    """A model of this shape in bfloat16, as a folder."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = dict(FAMILIES[family])
+    config = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+
+
+def random_tokens(n_sequences: int, length: int) -> TokenData:
+    """Sequences of random ids, a third of them targets."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "example_id": f"{i:06d}",
+            "scenario_id": f"{i:06d}",
+            "input_ids": rng.integers(0, 30_000, length).tolist(),
+            "is_target": (rng.random(length) < 1 / 3).tolist(),
+        }
+        for i in range(n_sequences)
+    ]
+    return TokenData(to_table(rows, TOKENS))
+
+
+def measure_random(family: str, n_steps: int, overrides: Sequence[str]) -> None:
+    """Tokens a second, MFU and peak memory of steps of a random model."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_random_model(family, folder)
+        config = load_config(None, TrainConfig, [f"model={folder}", f"optim.max_steps={n_steps}", *overrides])
+        tokens = random_tokens(n_steps * config.data.sequences_per_step, config.data.max_tokens)
+        packs, order, _ = plan_training(config, tokens.lengths.tolist())
+        seconds = seconds_per_step(config, Sequences(tokens, packs, order), collate, n_steps)[1:]
+        rate = config.data.sequences_per_step * config.data.max_tokens * len(seconds) / sum(seconds)
+        share = utilisation(config, tokens)(rate)
+    print(
+        f"{family}, random weights, {config.method}, {config.data.max_tokens} tokens: {rate:,.0f} tokens/s, "
+        f"MFU {'unknown' if share is None else f'{share:.1%}'}, peak {peak_memory_gib():.1f} GiB"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", help="folder of a dataset")
+    what.add_argument("--random", choices=FAMILIES, help="a family's shape with random weights")
     parser.add_argument("--steps", type=int, default=6, help="of each way and round; the first does not count")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("overrides", nargs="*", help="key=value of the config")
     args = parser.parse_args()
+    if args.random:
+        measure_random(args.random, args.steps, args.overrides)
+        return
     common = [f"model={args.model}", "data.sequences_per_step=8", f"optim.max_steps={args.steps}", *args.overrides]
     packed = load_config(None, TrainConfig, common)
     padded = load_config(None, TrainConfig, [*common, "data.packing=false", "data.sequences_at_once=2"])

@@ -13,7 +13,8 @@ from typing import get_args
 import pytest
 from typer.testing import CliRunner
 
-from deescal.cli import Format, Include, _split_overrides, app
+from deescal.cli import Format, Include, app
+from deescal.command import split_overrides
 from deescal.curate.config import CurateConfig
 from deescal.doctor import local_memory_gib
 from deescal.export import FORMATS, INCLUDES
@@ -117,7 +118,7 @@ def test_the_choices_of_export_are_those_of_its_function() -> None:
 
 
 def test_overrides_are_told_from_sources() -> None:
-    assert _split_overrides(["a.mp4", "s3://b/x=1/y.mp4", "judge.x=2", "dir/k=v.mp4"]) == (
+    assert split_overrides(["a.mp4", "s3://b/x=1/y.mp4", "judge.x=2", "dir/k=v.mp4"]) == (
         ["a.mp4", "s3://b/x=1/y.mp4", "dir/k=v.mp4"],
         ["judge.x=2"],
     )

@@ -106,11 +106,7 @@ def train(data: str, out: str, config: TrainConfig, watch: Watch | None = None) 
     there = _begin(out, data, config)
     if there is not None:
         return Ended(out, there)
-    one = config.workers
-    cpus = one.workers * one.num_cpus
-    memory = one.workers * one.memory_gib * 2**30
-    demand = {"CPU": cpus, "GPU": one.workers * one.num_gpus, "memory": memory}
-    start_ray(config.ray, max(2.0, cpus) + 1, demand)  # Ray Data's tasks run before the workers, and take one beside
+    start(config)
     check_place(join(out, "job.json"))
     watch.step("tokenizing")
     with users_errors():
@@ -120,6 +116,14 @@ def train(data: str, out: str, config: TrainConfig, watch: Watch | None = None) 
     watch.begin(n_steps, counts)
     rows = _fit(out, config, prompts, watch)
     return _publish(out, data, config, counts, rows, began, watch)
+
+
+def start(config: TrainConfig, runs: int = 1) -> None:
+    """Ray with room for so many runs of this size; Ray Data's tasks run before the workers, and take one CPU beside."""
+    one = config.workers
+    n, memory = one.workers * runs, one.memory_gib * 2**30
+    demand = {"CPU": n * one.num_cpus, "GPU": n * one.num_gpus, "memory": n * memory}
+    start_ray(config.ray, max(2.0, n * one.num_cpus) + 1, demand)
 
 
 def run_identity(data: str, config: TrainConfig) -> str:

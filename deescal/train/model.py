@@ -30,8 +30,22 @@ def load_base(config: TrainConfig, device: Any) -> Any:
         quantization_config=quantization,
         device_map={"": device} if quantization else None,
     )
+    if quantization:
+        _keep_gradients(model)
     model.config.use_cache = False  # a cache hides the bounds of packed examples, and training has no use for one
     return model
+
+
+def _keep_gradients(model: Any) -> None:
+    """Keep bitsandbytes 0.50 from repacking 4-bit weights in the first evaluation, on processors with AVX-512 bf16.
+
+    It multiplies without autograd from then on: adapters below the last layers would learn nothing more, unseen.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def load_for_training(config: TrainConfig, device: Any) -> Any:

@@ -15,7 +15,7 @@ from deescal.config import load_config
 from deescal.errors import UserError
 from deescal.storage import absolute, join
 from deescal.train.config import TrainConfig
-from deescal.train.job import TrainingFailed, Watch, train
+from deescal.train.job import TrainingFailed, Watch, start, train
 
 
 def sweep(
@@ -47,6 +47,8 @@ def sweep(
         except (UserError, TrainingFailed) as error:
             return {**about, "error": str(error)}
 
+    if at_once > 1:  # else each run starts Ray as large as it needs
+        start(max(configs, key=lambda config: config.workers.workers * config.workers.num_cpus), at_once)
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(one, names, configs))
 

@@ -103,7 +103,7 @@ def _run_transformers(
     model = load_base(config, device)
     if config.method != "qlora":  # which is loaded where it stays
         model = model.to(device)
-    # The Trainer's own arithmetic: DeepSpeed casts adapters too, everything else leaves them in float32 and autocasts.
+    # The Trainer's own arithmetic: DeepSpeed casts all weights, adapters too; without it they stay and are autocast.
     halved = config.dtype == "bfloat16" and config.strategy.name != "ddp"
     autocast = torch.autocast(device, torch.bfloat16, enabled=config.dtype == "bfloat16" and not halved)
     traces = []
@@ -111,7 +111,8 @@ def _run_transformers(
         if adapter:
             model = PeftModel.from_pretrained(model, adapter)
         if halved:
-            model.bfloat16()
+            for weight in model.parameters():  # not the buffers: rotary frequencies stay in float32
+                weight.data = weight.data.bfloat16() if weight.is_floating_point() else weight.data
         with autocast:
             traces.append(_trace(model, prompts, stop_ids, config.export.parity_new_tokens))
     return traces

@@ -87,8 +87,14 @@ class Reporter(TrainerCallback):
     Rows live in the Trainer's `log_history`, hence in its checkpoints: after a fault they go on where training does.
     """
 
-    def __init__(self, step_tokens: list[tuple[int, int]], steps_per_epoch: float, sink: Any) -> None:
-        self._steps_per_epoch = steps_per_epoch
+    def __init__(
+        self,
+        step_tokens: list[tuple[int, int]],
+        steps_per_epoch: float,
+        sink: Any,
+        utilisation: Callable[[float], float | None],
+    ) -> None:
+        self._steps_per_epoch, self._utilisation = steps_per_epoch, utilisation
         self._after = [(0, 0)]  # step -> (tokens, target tokens) so far
         for n_tokens, n_targets in step_tokens:
             self._after.append((self._after[-1][0] + n_tokens, self._after[-1][1] + n_targets))
@@ -133,8 +139,8 @@ class Reporter(TrainerCallback):
                 "tokens_per_s": (tokens - self._after[step][0]) / since,
                 "target_tokens_per_s": (targets - self._after[step][1]) / since,
                 "memory_gib": peak_memory_gib(),
-                "mfu": None,
             }
+            row["mfu"] = self._utilisation(row["tokens_per_s"])
             self._logged = (state.global_step, self._seconds)
         if state.is_world_process_zero:
             self._sink.add.remote(metrics_row(row))
@@ -155,6 +161,21 @@ class Reporter(TrainerCallback):
             checkpoint=checkpoint,
             checkpoint_dir_name=f"step-{state.global_step:07d}",
         )
+
+
+def utilisation(config: TrainConfig, train: TokenData) -> Callable[[float], float | None]:
+    """Tokens a second of all workers -> model FLOPs utilisation; None without a GPU, or of one that is not known."""
+    import torch
+
+    from deescal.train.flops import mfu
+    from deescal.train.shape import load_shape
+
+    if not torch.cuda.is_available():
+        return lambda tokens_per_s: None
+    shape, name = load_shape(config), torch.cuda.get_device_name()
+    share = float(train.n_targets.sum() / train.lengths.sum())
+    mean = float(train.lengths.mean())
+    return lambda rate: mfu(rate, shape, config, name, target_share=share, example_tokens=mean)
 
 
 def metrics_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +223,7 @@ def make_trainer(
         (sum(n for n, _ in sizes[i : i + per_step]), sum(n for _, n in sizes[i : i + per_step]))
         for i in range(0, len(sizes), per_step)
     ]
-    callbacks: list[TrainerCallback] = [Reporter(step_tokens, len(packs) / per_step, sink)]
+    callbacks: list[TrainerCallback] = [Reporter(step_tokens, len(packs) / per_step, sink, utilisation(config, train))]
     if config.checkpoints.early_stopping:
         callbacks.append(EarlyStoppingCallback(config.checkpoints.early_stopping))
     arguments = training_arguments(config, n_steps, scratch, deepspeed)
