@@ -1,7 +1,7 @@
 """Examples of a dataset -> tokens and targets, once for a run, with Ray Data; and how workers read them.
 
-<out>/tokens/<split>/*.parquet   TOKENS in order of example_id
-<out>/tokens/done.json           written last: fingerprint of what decides the tokens, counts
+<out>/tokens/split=<split>/*.parquet   TOKENS
+<out>/tokens/done.json                 written last: fingerprint of what decides the tokens, counts
 
 The tokens of a run are kept rather than streamed into the workers: any worker can then read any sequence by its
 number, which is what lets a run go on after a fault with exactly the sequences that are left, at any world size.
@@ -10,6 +10,7 @@ number, which is what lets a run go on after a fault with exactly the sequences 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -117,22 +118,22 @@ def tokenize(data: str, model: str, splits: Sequence[str], out: str, *, workers:
     if exists(done) and (there := read_json(done))["fingerprint"] == asked:
         return dict(there["splits"])
     remove_folder(join(out, "tokens"))
-    counts = {}
+    filesystem = locate(data)[0]
+    paths = [locate(_examples(data, split))[1] for split in splits]
+    examples = ray.data.read_parquet(paths, filesystem=filesystem, columns=COLUMNS, include_paths=True)
+    tokens = examples.map_batches(
+        Encode,
+        fn_constructor_args=(model,),
+        batch_format="pyarrow",
+        batch_size=BATCH,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=1,
+    )
+    filesystem, path = locate(join(out, "tokens"))
+    filesystem.makedirs(path, exist_ok=True)
+    tokens.write_parquet(path, filesystem=filesystem, partition_cols=["split"])
+    counts = {split: _count(read_tokens(out, split)) for split in splits}
     for split in splits:
-        filesystem, path = locate(_examples(data, split))
-        examples = ray.data.read_parquet(path, filesystem=filesystem, columns=COLUMNS)
-        tokens = examples.map_batches(
-            Encode,
-            fn_constructor_args=(model,),
-            batch_format="pyarrow",
-            batch_size=BATCH,
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            num_cpus=1,
-        ).sort("example_id")
-        filesystem, path = locate(join(out, "tokens", split))
-        filesystem.makedirs(path, exist_ok=True)
-        tokens.write_parquet(path, filesystem=filesystem)
-        counts[split] = _count(read_tokens(out, split))
         if not counts[split]["target_tokens"]:
             raise UserError(f"{_examples(data, split)}: no civilian turn to learn: nothing there has role 'assistant'")
     write_json(done, {"fingerprint": asked, "splits": counts})
@@ -140,7 +141,7 @@ def tokenize(data: str, model: str, splits: Sequence[str], out: str, *, workers:
 
 
 class Encode:
-    """EXAMPLES -> TOKENS, in Ray's worker."""
+    """EXAMPLES -> TOKENS, with the split as a column where the files' paths are known; in Ray's worker."""
 
     def __init__(self, model: str) -> None:
         from deescal.dataset.chat import load_tokenizer
@@ -149,7 +150,11 @@ class Encode:
         self._encoder = ChatEncoder(load_tokenizer(model))
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return to_table([self._row(row) for row in table.to_pylist()], TOKENS)
+        tokens = to_table([self._row(row) for row in table.to_pylist()], TOKENS)
+        if "path" not in table.column_names:
+            return tokens
+        splits = [PurePosixPath(path).stem for path in table["path"].to_pylist()]
+        return tokens.append_column("split", pa.array(splits, pa.string()))
 
     def _row(self, row: Mapping[str, Any]) -> Row:
         encoded = self._encoder.encode(row["messages"], row["n_context_messages"])
@@ -165,7 +170,7 @@ def read_tokens(out: str, split: str) -> TokenData:
     """What `tokenize` wrote."""
     import pyarrow.parquet as pq
 
-    filesystem, path = locate(join(out, "tokens", split))
+    filesystem, path = locate(join(out, "tokens", f"split={split}"))
     tables = []
     for file in sorted(filesystem.ls(path, detail=False)):
         with filesystem.open(file) as content:

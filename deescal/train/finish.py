@@ -41,14 +41,16 @@ def finish(trainer: Any, config: TrainConfig, prompts: Sequence[Mapping[str, Any
     base = next(row["base_nll"] for row in trainer.state.log_history if "base_nll" in row)
     is_first = trainer.args.process_index == 0
     tokenizer = load_tokenizer(config.model)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.eval()
+    if is_first or is_zero3(trainer):  # whose weights come together in a forward pass of all ranks only
+        with trainer.autocast_smart_context_manager():
+            replies = sample_replies(model, tokenizer, config, prompts)
+            ids = [p["input_ids"] for p in prompts[: config.export.parity_prompts]]
+            trace = trace_model(model, tokenizer, ids, config.export.parity_new_tokens)
     with gathered(trainer):
         if is_first:
-            model = trainer.accelerator.unwrap_model(trainer.model)
-            model.eval()
-            with trainer.autocast_smart_context_manager():
-                write_replies(model, tokenizer, config, prompts, out)
-                ids = [p["input_ids"] for p in prompts[: config.export.parity_prompts]]
-                trace = trace_model(model, tokenizer, ids, config.export.parity_new_tokens)
+            write_json(join(out, "replies.json"), replies)
             write_json(join(out, "trainer_trace.json"), asdict(trace))
             with tempfile.TemporaryDirectory() as folder:
                 export_adapter(model, tokenizer, folder, config)
@@ -77,12 +79,17 @@ def load_weights(trainer: Any, checkpoint: Path) -> None:
         model.load_state_dict(weights, strict=False)  # tied weights are in the file once
 
 
+def is_zero3(trainer: Any) -> bool:
+    """Whether each worker holds a part of every weight only."""
+    plugin = trainer.args.deepspeed_plugin
+    return bool(plugin and plugin.zero_stage == 3)
+
+
 @contextmanager
 def gathered(trainer: Any, *, modify: bool = False) -> Iterator[None]:
     """ZeRO-3's weights whole on every rank; nothing for the others."""
-    plugin = trainer.args.deepspeed_plugin
     context: Any = nullcontext()
-    if plugin and plugin.zero_stage == 3:
+    if is_zero3(trainer):
         import deepspeed
 
         parameters = list(trainer.model.parameters())
@@ -91,9 +98,9 @@ def gathered(trainer: Any, *, modify: bool = False) -> Iterator[None]:
         yield
 
 
-def write_replies(
-    model: Any, tokenizer: Any, config: TrainConfig, prompts: Sequence[Mapping[str, Any]], out: str
-) -> None:
+def sample_replies(
+    model: Any, tokenizer: Any, config: TrainConfig, prompts: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     """Greedy replies of the base and of the tuned model to the first prompts, beside what the civilian really said."""
     from peft import PeftModel
 
@@ -109,8 +116,7 @@ def write_replies(
         before = load_base(config, model.device).to(model.device).eval()
         base = [reply(before, tokenizer, p["input_ids"], n_new) for p in chosen]
     fields = ("example_id", "scenario_id", "messages", "reference")
-    rows = [{**{f: p[f] for f in fields}, "base": b, "tuned": t} for p, b, t in zip(chosen, base, tuned, strict=True)]
-    write_json(join(out, "replies.json"), rows)
+    return [{**{f: p[f] for f in fields}, "base": b, "tuned": t} for p, b, t in zip(chosen, base, tuned, strict=True)]
 
 
 def reply(model: Any, tokenizer: Any, prompt: Sequence[int], new_tokens: int) -> str:

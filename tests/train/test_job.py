@@ -164,8 +164,9 @@ def test_the_driver_is_killed_and_the_run_goes_on_with_more_workers(place: Path,
 
 
 @pytest.mark.engine  # DeepSpeed
-def test_zero2_on_two_workers_is_one_worker(place: Path, undisturbed: Ended) -> None:
-    zero = run(place, "zero2", "strategy.name=zero2", workers=2)
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_zero_on_two_workers_is_one_worker(place: Path, undisturbed: Ended, strategy: str) -> None:
+    zero = run(place, strategy, f"strategy.name={strategy}", workers=2)
     assert zero.good
     assert losses(zero) == pytest.approx(losses(undisturbed), abs=1e-2)
 
@@ -200,7 +201,11 @@ def test_early_stopping_and_a_rate_that_does_harm(place: Path) -> None:
 
 
 def test_on_s3(place: Path, s3: Any) -> None:
+    import ray
+
+    ray.shutdown()  # workers have the environment of the Ray that starts them, hence the server's address
     ended = train(str(place / "data"), "s3://videos/tuned", configure(place))
+    ray.shutdown()
     listed = {item["Key"] for item in s3.list_objects_v2(Bucket="videos", Prefix="tuned")["Contents"]}
     assert {"tuned/run.json", "tuned/adapter/adapter_model.safetensors", "tuned/report.html"} <= listed
     assert ended.good
@@ -208,7 +213,7 @@ def test_on_s3(place: Path, s3: Any) -> None:
 
 def test_a_sweep_ends_in_one_list_whatever_fails(place: Path) -> None:
     for name, rate in (("low", 0.001), ("high", 0.01)):
-        (place / f"{name}.yaml").write_text(f"optim: {{learning_rate: {rate}}}\n")
+        (place / f"{name}.yaml").write_text(f"model: {place / 'model'}\noptim: {{learning_rate: {rate}}}\n")
     (place / "wrong.yaml").write_text("model: no-such-model\n")
     config = configure(place).model_dump(mode="json", exclude={"model"})
     config["optim"].pop("learning_rate")
