@@ -144,7 +144,7 @@ def main() -> None:
     common = [f"model={args.model}", "data.sequences_per_step=8", f"optim.max_steps={args.steps}", *args.overrides]
     packed = load_config(None, TrainConfig, common)
     padded = load_config(None, TrainConfig, [*common, "data.packing=false", "data.sequences_at_once=2"])
-    tokens = read(args.data, args.model, 8 * args.steps * 3, seed=0)
+    tokens = read(args.data, args.model, 3 * packed.data.sequences_per_step * args.steps, seed=0)
     pad_id = load_tokenizer(args.model).pad_token_id or 0
     check_equal(packed, tokens, pad_id)
     shuffled = np.random.default_rng(0).permutation(len(tokens)).tolist()
@@ -159,7 +159,7 @@ def main() -> None:
             if way == "reference":
                 order = shuffled[: len(order)]
             seconds = seconds_per_step(config, Sequences(tokens, packs, order), collator, args.steps)
-            counted = [example for s in order[8:] for example in packs[s]]
+            counted = [example for s in order[config.data.sequences_per_step :] for example in packs[s]]
             learned, read_in = tokens.n_targets[counted].sum(), tokens.lengths[counted].sum()
             spent = sum(seconds[1:])
             useful[way] = learned / spent
