@@ -41,6 +41,11 @@ class Resources(TaskResources):
 
     workers: int = Field(default=1, ge=1)
 
+    def demand(self, times: int = 1) -> dict[str, float]:
+        """What Ray must have for all workers at once, by Ray's names; of so many such pools."""
+        n = self.workers * times
+        return {"CPU": n * self.num_cpus, "GPU": n * self.num_gpus, "memory": n * self.memory_gib * 2**30}
+
 
 def _check_import_path(path: str) -> str:
     module, _, name = path.partition(":")

@@ -11,7 +11,7 @@ KB each) in a task of its own. The driver holds numbers, and one part at a time.
 <out>/splits.parquet                 PLACES: where every kept scenario is; a later build into `out` keeps to it
 <out>/README.md, report.html         dataset card, page
 <out>/stats.json                     numbers and how it was built, written last: its presence says complete
-<out>/work/                          while it is built
+work/, beside them                   while it is built
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def build(
     work = join(out, "work")
     remove_folder(work)
     write_json(join(work, "parts.json"), len(parts))
-    demand = config.demand()
+    demand = config.workers.demand()
     start_ray(config.ray, demand["CPU"] + 1, demand)  # and one for the tasks between
     check_place(join(work, "parts.json"))
     clips = Counter({"in_two_sources": in_two_sources} if in_two_sources else {})

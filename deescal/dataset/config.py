@@ -50,12 +50,6 @@ class DatasetConfig(Config):
             names.append(self.bias.model)
         return list(dict.fromkeys(names))
 
-    def demand(self) -> dict[str, float]:
-        """What Ray must have for all workers at once, by Ray's names."""
-        one = self.workers
-        memory = one.workers * one.memory_gib * 2**30
-        return {"CPU": one.workers * one.num_cpus, "GPU": one.workers * one.num_gpus, "memory": memory}
-
     def check_models(self) -> None:
         """Raises UserError, naming the model, when one is unknown or not fetched, or the tokenizer has no template."""
         from deescal.dataset.chat import load_tokenizer

@@ -19,6 +19,7 @@ from deescal.schema import VALIDATION, to_table
 from deescal.storage import join, put_folder, write_json, write_table
 from deescal.train.config import TrainConfig
 from deescal.train.losses import by_scenario
+from deescal.train.zero import is_zero3
 
 
 def finish(trainer: Any, config: TrainConfig, prompts: Sequence[Mapping[str, Any]], out: str) -> dict[str, Any]:
@@ -79,12 +80,6 @@ def load_weights(trainer: Any, checkpoint: Path) -> None:
         model.load_state_dict(weights, strict=False)  # tied weights are in the file once
 
 
-def is_zero3(trainer: Any) -> bool:
-    """Whether each worker holds a part of every weight only."""
-    plugin = trainer.args.deepspeed_plugin
-    return bool(plugin and plugin.zero_stage == 3)
-
-
 @contextmanager
 def gathered(trainer: Any, *, modify: bool = False) -> Iterator[None]:
     """ZeRO-3's weights whole on every rank; nothing for the others."""
@@ -104,28 +99,27 @@ def sample_replies(
     """Greedy replies of the base and of the tuned model to the first prompts, beside what the civilian really said."""
     from peft import PeftModel
 
+    from deescal.train.masks import ChatEncoder
     from deescal.train.model import load_base
 
+    stop = ChatEncoder(tokenizer).end_of_turn
     chosen = prompts[: config.tracking.sample_prompts]
     n_new = config.tracking.sample_new_tokens
-    tuned = [reply(model, tokenizer, p["input_ids"], n_new) for p in chosen]
+    tuned = [reply(model, tokenizer, p["input_ids"], n_new, stop) for p in chosen]
     if isinstance(model, PeftModel):
         with model.disable_adapter():
-            base = [reply(model, tokenizer, p["input_ids"], n_new) for p in chosen]
+            base = [reply(model, tokenizer, p["input_ids"], n_new, stop) for p in chosen]
     else:
         before = load_base(config, model.device).to(model.device).eval()
-        base = [reply(before, tokenizer, p["input_ids"], n_new) for p in chosen]
+        base = [reply(before, tokenizer, p["input_ids"], n_new, stop) for p in chosen]
     fields = ("example_id", "scenario_id", "messages", "reference")
     return [{**{f: p[f] for f in fields}, "base": b, "tuned": t} for p, b, t in zip(chosen, base, tuned, strict=True)]
 
 
-def reply(model: Any, tokenizer: Any, prompt: Sequence[int], new_tokens: int) -> str:
-    """The model's greedy continuation of a prompt up to its end of turn."""
+def reply(model: Any, tokenizer: Any, prompt: Sequence[int], new_tokens: int, stop: Sequence[int]) -> str:
+    """The model's greedy continuation of a prompt up to one of the tokens that end a turn."""
     import torch
 
-    from deescal.train.masks import ChatEncoder
-
-    stop = ChatEncoder(tokenizer).end_of_turn
     ids = torch.tensor([list(prompt)], device=model.device)
     with torch.no_grad():
         out = model.generate(
@@ -136,7 +130,7 @@ def reply(model: Any, tokenizer: Any, prompt: Sequence[int], new_tokens: int) ->
             temperature=None,
             top_p=None,
             top_k=None,
-            eos_token_id=stop,
+            eos_token_id=list(stop),
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             use_cache=True,
         )

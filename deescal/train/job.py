@@ -120,10 +120,8 @@ def train(data: str, out: str, config: TrainConfig, watch: Watch | None = None) 
 
 def start(config: TrainConfig, runs: int = 1) -> None:
     """Ray with room for so many runs of this size; Ray Data's tasks run before the workers, and take one CPU beside."""
-    one = config.workers
-    n, memory = one.workers * runs, one.memory_gib * 2**30
-    demand = {"CPU": n * one.num_cpus, "GPU": n * one.num_gpus, "memory": n * memory}
-    start_ray(config.ray, max(2.0, n * one.num_cpus) + 1, demand)
+    demand = config.workers.demand(runs)
+    start_ray(config.ray, max(2.0, demand["CPU"]) + 1, demand)
 
 
 def run_identity(data: str, config: TrainConfig) -> str:

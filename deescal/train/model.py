@@ -57,6 +57,15 @@ def load_for_training(config: TrainConfig, device: Any) -> Any:
     base = load_base(config, device)
     if config.method == "full":
         return base
+    return add_adapters(base, config)
+
+
+def add_adapters(model: Any, config: TrainConfig, **options: Any) -> Any:
+    """The model with the config's adapters on it; `options` of PEFT's `get_peft_model`.
+
+    Raises:
+        UserError: the model has no layer of the given names.
+    """
     from peft import LoraConfig, get_peft_model
 
     adapters = LoraConfig(
@@ -68,6 +77,6 @@ def load_for_training(config: TrainConfig, device: Any) -> Any:
         bias="none",
     )
     try:
-        return get_peft_model(base, adapters)
-    except ValueError as error:  # no layer of the given names
+        return get_peft_model(model, adapters, **options)
+    except ValueError as error:
         raise UserError(f"lora.target_modules={config.lora.target_modules!r}: {one_line(error)}") from error

@@ -8,6 +8,7 @@ from typing import Any
 from deescal.errors import UserError, one_line
 from deescal.models import resolve
 from deescal.train.config import TrainConfig
+from deescal.train.model import add_adapters
 
 # config.json of the paper's five families, for where the hub cannot be asked (two of them are gated). Sources: their
 # model cards, and the model builders of torchtune (Qwen2.5, Llama-3.2) and MaxText (Gemma-2).
@@ -183,12 +184,7 @@ def _norms(model: Any) -> list[int]:
 
 def _adapt(model: Any, config: TrainConfig) -> list[int]:
     """Put the config's adapters on the model, in place; returns the input size of every adapted layer."""
-    from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
 
-    lora = LoraConfig(task_type="CAUSAL_LM", r=config.lora.r, target_modules=config.lora.target_modules)
-    try:
-        get_peft_model(model, lora, low_cpu_mem_usage=True)
-    except ValueError as error:  # no layer of the given names
-        raise UserError(f"lora.target_modules={config.lora.target_modules!r}: {one_line(error)}") from error
+    add_adapters(model, config, low_cpu_mem_usage=True)
     return [m.in_features or 0 for m in model.modules() if isinstance(m, LoraLayer)]

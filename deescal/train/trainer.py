@@ -14,6 +14,7 @@ from deescal.train.config import TrainConfig
 from deescal.train.data import Sequences, TokenData
 from deescal.train.losses import by_scenario, example_losses, mean_loss
 from deescal.train.pack import collate, collate_padded, count_steps, order_sequences, plan_packs
+from deescal.train.zero import is_zero3
 
 
 class CivilianTrainer(Trainer):
@@ -32,11 +33,7 @@ class CivilianTrainer(Trainer):
         import torch.distributed as dist
 
         # ZeRO-3's weights are only whole inside its engine; elsewhere the bare model does, with no wrapper to wait in.
-        model = (
-            self.model_wrapped
-            if self.args.deepspeed_plugin and self.args.deepspeed_plugin.zero_stage == 3
-            else self.model
-        )
+        model = self.model_wrapped if is_zero3(self) else self.model
         losses = example_losses(
             model,
             self.validation,

@@ -46,6 +46,12 @@ def deepspeed_config(config: TrainConfig, *, universal: bool = False) -> dict[st
     }
 
 
+def is_zero3(trainer: Any) -> bool:
+    """Whether each worker holds a part of every weight only."""
+    plugin = trainer.args.deepspeed_plugin
+    return bool(plugin and plugin.zero_stage == 3)
+
+
 def saved_world_size(checkpoint: Path) -> int:
     """Workers that wrote a checkpoint of the Trainer."""
     return len(list(checkpoint.glob("rng_state*.pth")))
