@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deescal.errors import UserError, one_line
 from deescal.storage import STORAGE_ERRORS, read_bytes
@@ -22,6 +22,22 @@ class Config(BaseModel):
     """Base of every config: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_defaults(cls, given: Any) -> Any:
+        """A section that is given in part keeps the rest of this field's default, which may not be its class' own."""
+        if not isinstance(given, dict):
+            return given
+        defaults = {name: field.default for name, field in cls.model_fields.items() if name in given}
+        return {name: _over(defaults.get(name), value) for name, value in given.items()}
+
+
+def _over(default: Any, given: Any) -> Any:
+    if not isinstance(default, Config) or not isinstance(given, dict):
+        return given
+    values = dict(default)
+    return values | {name: _over(values.get(name), value) for name, value in given.items()}
 
 
 class TaskResources(Config):

@@ -27,6 +27,18 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) 
     assert load_config(path, Outer, ["inner.size=3"]) == Outer(inner=Inner(size=3), name="file")
 
 
+def test_a_section_given_in_part_keeps_the_rest_of_its_default(tmp_path: Path) -> None:
+    """`resources` of transcribe are other ones than those of the class."""
+    (tmp_path / "part.yaml").write_text("transcribe: {resources: {workers: 3}}\n")
+    default = load_config(None, CurateConfig).transcribe.resources
+    assert default.num_cpus != type(default)().num_cpus
+    for config in (
+        load_config(tmp_path / "part.yaml", CurateConfig),
+        load_config(None, CurateConfig, ["transcribe.resources.workers=3"]),
+    ):
+        assert config.transcribe.resources == default.model_copy(update={"workers": 3})
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
