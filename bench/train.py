@@ -1,12 +1,13 @@
 """How fast civilian tokens are learned, packed, padded, and as the reference trains, on the same examples in one run.
 
-    python bench/train.py --data DATASET [--steps 6] [--model smollm2-135m] [--rounds 2] [key=value ...]
+    python bench/train.py --data DATASET [--examples 24] [--model smollm2-135m] [--rounds 2] [key=value ...]
     python bench/train.py --random Qwen2.5-3B-Instruct method=qlora data.sequences_at_once=2   # a GPU; MFU, memory
 
-The reference's settings: transformers' Trainer, two examples a row-padded batch, four batches a step, padding to the
-longest, loss on every token. All three train the same weights in the same precision, without gradient checkpointing,
-on examples drawn with one seed; useful tokens are those of civilian turns. Also checks that packed and padded losses of
-the same examples are equal in float32.
+The reference's settings: transformers' Trainer, two examples a batch, padding to the longest, loss on every token. It
+trains once on the same examples, and once on rows as it makes them itself: whole scenarios, cut at the limit, whoever
+speaks. All train the same weights in the same precision, without gradient checkpointing; each goes once through all of
+its rows, and useful tokens are those of civilian turns. Also checks that packed and padded losses of the same examples
+are equal in float32.
 
 --random makes a model of a family's shape with random weights, and full sequences of random tokens, a third of them
 targets: the shape is what speed and memory depend on.
@@ -19,19 +20,25 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peft.tuners.lora import LoraLayer
+from pyarrow.dataset import dataset
 from transformers import Trainer, TrainingArguments
 
 from deescal.config import load_config
 from deescal.dataset.chat import load_tokenizer
 from deescal.schema import TOKENS, Row, to_table
+from deescal.storage import join
 from deescal.train.config import TrainConfig
 from deescal.train.data import Encode, Sequences, TokenData, read_examples
 from deescal.train.losses import example_losses, mean_loss
+from deescal.train.masks import ChatEncoder
 from deescal.train.model import load_base, load_for_training
 from deescal.train.pack import IGNORE, collate, collate_padded
 from deescal.train.shape import FAMILIES
@@ -62,6 +69,32 @@ def read(data: str, model: str, n: int, seed: int) -> TokenData:
     return TokenData(Encode(model)(table.take(np.sort(chosen))))
 
 
+def read_whole(data: str, model: str, n: int, max_tokens: int, seed: int) -> TokenData:
+    """`n` scenarios of the training split, drawn with a seed, whole but for what is beyond the limit."""
+    import pyarrow.compute as pc
+
+    scenarios = dataset(join(data, "scenarios")).to_table(["scenario_id", "split"])
+    ours = sorted(scenarios.filter(pc.field("split") == "train")["scenario_id"].to_pylist())
+    chosen = np.random.default_rng(seed).choice(ours, size=min(n, len(ours)), replace=False).tolist()
+    turns = dataset(join(data, "turns")).to_table(["scenario_id", "turn_id", "role", "text"])
+    turns = turns.filter(pc.field("scenario_id").isin(chosen)).sort_by(
+        [("scenario_id", "ascending"), ("turn_id", "ascending")]
+    )
+    encoder = ChatEncoder(load_tokenizer(model))
+    rows = []
+    for scenario, spoken in groupby(turns.to_pylist(), key=itemgetter("scenario_id")):
+        messages = [
+            {"role": "assistant" if civilian else "user", "content": " ".join(turn["text"] or "" for turn in same)}
+            for civilian, same in groupby(spoken, key=lambda turn: turn["role"] == "civilian")
+        ]
+        if messages[0]["role"] == "assistant":  # templates want a user first
+            messages.insert(0, {"role": "user", "content": ""})
+        encoded = encoder.encode(messages, 0)
+        row = {"example_id": scenario, "scenario_id": scenario, "input_ids": encoded.input_ids[:max_tokens]}
+        rows.append({**row, "is_target": encoded.is_target[:max_tokens]})
+    return TokenData(to_table(rows, TOKENS))
+
+
 def collate_reference(rows: Sequence[Sequence[Row]], pad_id: int) -> dict[str, torch.Tensor]:
     """Rows padded to the longest, a label on every token."""
     ids = [torch.from_numpy(row["input_ids"].astype(np.int64)) for (row,) in rows]
@@ -73,15 +106,22 @@ def collate_reference(rows: Sequence[Sequence[Row]], pad_id: int) -> dict[str, t
     }
 
 
-def seconds_per_step(config: TrainConfig, sequences: Any, collator: Callable[..., Any], n_steps: int) -> list[float]:
+def seconds_per_step(
+    config: TrainConfig, sequences: Any, collator: Callable[..., Any], n_steps: int, *, plain: bool = False
+) -> list[float]:
+    """Of each step; `plain`: with transformers' own attention and PEFT as it comes."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)
     with tempfile.TemporaryDirectory() as folder:
         arguments: TrainingArguments = training_arguments(config, n_steps, Path(folder), None)
         arguments.eval_strategy = arguments.save_strategy = "no"
-        trainer = Timed(
-            model=load_for_training(config, device), args=arguments, train_dataset=sequences, data_collator=collator
-        )
+        model = load_for_training(config, device)
+        if plain:
+            model.get_base_model().set_attn_implementation("sdpa")
+            for layer in model.modules():
+                if isinstance(layer, LoraLayer):
+                    layer.cast_input_dtype_enabled = True
+        trainer = Timed(model=model, args=arguments, train_dataset=sequences, data_collator=collator)
         trainer.train()
     return trainer.seconds[:n_steps]
 
@@ -133,7 +173,8 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--data", help="folder of a dataset")
     what.add_argument("--random", choices=FAMILIES, help="a family's shape with random weights")
-    parser.add_argument("--steps", type=int, default=6, help="of each way and round; the first does not count")
+    parser.add_argument("--examples", type=int, default=24, help="that each way trains on in a round")
+    parser.add_argument("--steps", type=int, default=6, help="of --random; the first does not count")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("overrides", nargs="*", help="key=value of the config")
@@ -141,38 +182,42 @@ def main() -> None:
     if args.random:
         measure_random(args.random, args.steps, args.overrides)
         return
-    common = [f"model={args.model}", "data.sequences_per_step=8", f"optim.max_steps={args.steps}", *args.overrides]
+    common = [f"model={args.model}", "data.sequences_per_step=2", *args.overrides]
     packed = load_config(None, TrainConfig, common)
     padded = load_config(None, TrainConfig, [*common, "data.packing=false", "data.sequences_at_once=2"])
-    tokens = read(args.data, args.model, 3 * packed.data.sequences_per_step * args.steps, seed=0)
+    tokens = read(args.data, args.model, args.examples, seed=0)
+    whole = read_whole(args.data, args.model, args.examples, packed.data.max_tokens, seed=0)
     pad_id = load_tokenizer(args.model).pad_token_id or 0
     check_equal(packed, tokens, pad_id)
-    shuffled = np.random.default_rng(0).permutation(len(tokens)).tolist()
-    for number in range(args.rounds):
+    ways: dict[str, tuple[TrainConfig, TokenData, Callable[..., Any]]] = {
+        "packed": (packed, tokens, collate),
+        "padded": (padded, tokens, partial(collate_padded, pad_id=pad_id)),
+        "reference": (padded, tokens, partial(collate_reference, pad_id=pad_id)),
+        "reference, its rows": (padded, whole, partial(collate_reference, pad_id=pad_id)),
+    }
+    for number in range(1, args.rounds + 1):
         useful: dict[str, float] = {}
-        for way in ("packed", "padded", "reference"):
-            config = packed if way == "packed" else padded
-            packs, order, _ = plan_training(config, tokens.lengths.tolist())
-            collator: Callable[..., Any] = collate
-            if way != "packed":
-                collator = partial(collate_padded if way == "padded" else collate_reference, pad_id=pad_id)
-            if way == "reference":
-                order = shuffled[: len(order)]
-            seconds = seconds_per_step(config, Sequences(tokens, packs, order), collator, args.steps)
-            counted = [example for s in order[config.data.sequences_per_step :] for example in packs[s]]
-            learned, read_in = tokens.n_targets[counted].sum(), tokens.lengths[counted].sum()
+        for way, (config, data, collator) in ways.items():
+            packs, order, _ = plan_training(config, data.lengths.tolist())
+            per_step, plain = config.data.sequences_per_step, way.startswith("reference")
+            n_steps = len(packs) // per_step
+            if plain:
+                order = np.random.default_rng(0).permutation(len(packs)).tolist()
+            order = order[: n_steps * per_step]
+            # The first step warms up and does not count: it is done twice.
+            rows = Sequences(data, packs, order[:per_step] + order)
+            seconds = seconds_per_step(config, rows, collator, n_steps + 1, plain=plain)
+            counted = [example for sequence in order for example in packs[sequence]]
+            learned, read_in = data.n_targets[counted].sum(), data.lengths[counted].sum()
             spent = sum(seconds[1:])
             useful[way] = learned / spent
             print(
-                f"round {number + 1} {way:9s} {spent:6.1f} s for {read_in:,} tokens: {read_in / spent:7.1f} tokens/s, "
+                f"round {number} {way:19s} {spent:6.1f} s for {read_in:,} tokens: {read_in / spent:7.1f} tokens/s, "
                 f"{useful[way]:6.1f} civilian tokens/s",
                 flush=True,
             )
-        print(
-            f"round {number + 1}: packed / reference {useful['packed'] / useful['reference']:.2f}, "
-            f"packed / padded {useful['packed'] / useful['padded']:.2f}",
-            flush=True,
-        )
+        ratios = ", ".join(f"packed / {way} {useful['packed'] / useful[way]:.2f}" for way in ways if way != "packed")
+        print(f"round {number}: {ratios}", flush=True)
 
 
 def check_equal(config: TrainConfig, tokens: TokenData, pad_id: int) -> None:

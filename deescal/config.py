@@ -36,7 +36,7 @@ class Config(BaseModel):
 def _over(default: Any, given: Any) -> Any:
     if not isinstance(default, Config) or not isinstance(given, dict):
         return given
-    values = dict(default)
+    values = {name: getattr(default, name) for name in default.model_fields_set}  # its class says the others
     return values | {name: _over(values.get(name), value) for name, value in given.items()}
 
 
@@ -110,6 +110,19 @@ def load_config(path: str | os.PathLike[str] | None, model: type[C], overrides: 
             raise UserError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(data, dict):
             raise UserError(f"config {path}: expected 'key: value' lines, found a {type(data).__name__}")
+    put_overrides(data, overrides)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UserError(explain(error, model, str(path) if path else "config")) from error
+
+
+def put_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
+    """`a.b=value`, value in YAML, into nested dicts.
+
+    Raises:
+        UserError: no `=`, a section that is a value, or a value that is not YAML.
+    """
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -124,10 +137,6 @@ def load_config(path: str | os.PathLike[str] | None, model: type[C], overrides: 
             node[leaf] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UserError(f"override '{override}': value is not YAML") from error
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise UserError(explain(error, model, str(path) if path else "config")) from error
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:

@@ -7,7 +7,7 @@ from math import ceil
 from typing import Any, Literal
 
 from deescal.cluster import RayConfig
-from deescal.config import Config, Resources, fingerprint, load_config
+from deescal.config import Config, Resources, fingerprint, load_config, put_overrides
 from deescal.errors import UserError
 from deescal.judge.select import SelectConfig
 from deescal.judge.stage import InterpretConfig, judge_identity, roles_identity
@@ -104,7 +104,9 @@ def continued(
         UserError: an override of an earlier stage, or as `load_config`.
     """
     allowed = ("profile", *_sections(stages), "ray")
-    given = load_config(None, CurateConfig, overrides).model_dump(mode="json", exclude_unset=True)
+    load_config(None, CurateConfig, overrides)  # refuses what no config may have
+    given: dict[str, Any] = {}
+    put_overrides(given, overrides)
     if earlier := [section for section in given if section not in allowed]:
         raise UserError(
             f"override of '{earlier[0]}': that was done before {stages[0]}, from where this run starts "

@@ -113,7 +113,7 @@ def tokenize(data: str, model: str, splits: Sequence[str], out: str, *, workers:
     from deescal.models import identity
 
     done = join(out, "tokens", "done.json")
-    versions = [_version(_examples(data, split)) for split in splits]
+    versions = [split_version(data, split) for split in splits]
     asked = fingerprint(identity(model), data, list(splits), versions)
     if exists(done) and (there := read_json(done))["fingerprint"] == asked:
         return dict(there["splits"])
@@ -191,8 +191,9 @@ def _examples(data: str, split: str) -> str:
     return join(data, "examples", f"{split}.parquet")
 
 
-def _version(uri: str) -> str:
+def split_version(data: str, split: str) -> str:
+    """Changes when the examples of a split do."""
     from deescal.storage import version
 
-    filesystem, path = locate(uri)
+    filesystem, path = locate(_examples(data, split))
     return version(filesystem.info(path))

@@ -12,9 +12,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from deescal.errors import UserError
 from deescal.schema import VALIDATION, to_table
 from deescal.storage import join, put_folder, write_json, write_table
 from deescal.train.config import TrainConfig
@@ -34,7 +36,9 @@ def finish(trainer: Any, config: TrainConfig, prompts: Sequence[Mapping[str, Any
     from deescal.train.export import export_adapter
     from deescal.train.trace import trace_model
 
-    reported = ray.train.get_all_reported_checkpoints()
+    reported = [r for r in ray.train.get_all_reported_checkpoints() if isfinite(r.metrics["validation_loss"])]
+    if not reported:
+        raise UserError("the loss is not a number: training diverged; lower optim.learning_rate")
     best = min(reported, key=lambda r: (r.metrics["validation_loss"], r.metrics["step"]))
     with best.checkpoint.as_directory() as folder:
         load_weights(trainer, Path(folder))
@@ -45,7 +49,7 @@ def finish(trainer: Any, config: TrainConfig, prompts: Sequence[Mapping[str, Any
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.eval()
     if is_first or is_zero3(trainer):  # whose weights come together in a forward pass of all ranks only
-        with trainer.autocast_smart_context_manager():
+        with trainer.accelerator.autocast():  # which is else around the model's own forward pass alone, not `generate`
             replies = sample_replies(model, tokenizer, config, prompts)
             ids = [p["input_ids"] for p in prompts[: config.export.parity_prompts]]
             trace = trace_model(model, tokenizer, ids, config.export.parity_new_tokens)
@@ -77,6 +81,8 @@ def load_weights(trainer: Any, checkpoint: Path) -> None:
         weights: dict[str, Any] = {}
         for file in sorted(checkpoint.glob("model*.safetensors")):
             weights |= load_file(file)
+        if not weights:
+            raise FileNotFoundError(f"no weights in {checkpoint}")
         model.load_state_dict(weights, strict=False)  # tied weights are in the file once
 
 
@@ -98,6 +104,7 @@ def sample_replies(
 ) -> list[dict[str, Any]]:
     """Greedy replies of the base and of the tuned model to the first prompts, beside what the civilian really said."""
     from peft import PeftModel
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from deescal.train.masks import ChatEncoder
     from deescal.train.model import load_base
@@ -110,6 +117,7 @@ def sample_replies(
         with model.disable_adapter():
             base = [reply(model, tokenizer, p["input_ids"], n_new, stop) for p in chosen]
     else:
+        unset_hf_deepspeed_config()  # else it is spread as the trained one is, with no engine to bring it together
         before = load_base(config, model.device).to(model.device).eval()
         base = [reply(before, tokenizer, p["input_ids"], n_new, stop) for p in chosen]
     fields = ("example_id", "scenario_id", "messages", "reference")

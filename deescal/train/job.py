@@ -40,10 +40,11 @@ from deescal.storage import (
     writing,
 )
 from deescal.train.config import TrainConfig
-from deescal.train.data import check_dataset, read_examples, read_tokens, tokenize
+from deescal.train.data import check_dataset, read_examples, read_tokens, split_version, tokenize
 from deescal.train.mirrors import Mirrors, check_tracking
 from deescal.train.tracking import METRICS_FILE, metrics_lines, read_metrics
 
+RAYS_LIST = "checkpoint_manager_snapshot.json"  # Ray Train's, of the checkpoints that there are
 POLL_S = 1.0
 SAVE_EVERY_S = 10.0  # metrics.jsonl, while it grows
 
@@ -106,7 +107,7 @@ def train(data: str, out: str, config: TrainConfig, watch: Watch | None = None) 
     there = _begin(out, data, config)
     if there is not None:
         return Ended(out, there)
-    start(config)
+    start([config])
     check_place(join(out, "job.json"))
     watch.step("tokenizing")
     with users_errors():
@@ -118,24 +119,27 @@ def train(data: str, out: str, config: TrainConfig, watch: Watch | None = None) 
     return _publish(out, data, config, counts, rows, began, watch)
 
 
-def start(config: TrainConfig, runs: int = 1) -> None:
-    """Ray with room for so many runs of this size; Ray Data's tasks run before the workers, and take one CPU beside."""
-    demand = config.workers.demand(runs)
-    start_ray(config.ray, max(2.0, demand["CPU"]) + 1, demand)
+def start(configs: Sequence[TrainConfig], at_once: int = 1) -> None:
+    """Ray with room for so many of these runs; Ray Data's tasks run before the workers, and take one CPU beside."""
+    each = [config.workers.demand(at_once) for config in configs]
+    demand = {kind: max(one[kind] for one in each) for kind in each[0]}
+    start_ray(configs[0].ray, max(2.0, demand["CPU"]) + 1, demand)
 
 
 def run_identity(data: str, config: TrainConfig) -> str:
     """Fingerprint of what decides the trained weights: not how many workers, nor what is only measured or shown."""
     shown = {"workers", "ray", "tracking", "export", "checkpoints"}
     deciding = config.model_dump(mode="json", exclude=shown)
-    return fingerprint(deciding, identity(config.model), data)
+    splits = ["train", config.data.validation_split]
+    return fingerprint(deciding, identity(config.model), data, [split_version(data, split) for split in splits])
 
 
 def _begin(out: str, data: str, config: TrainConfig) -> dict[str, Any] | None:
     """Claim the folder; what run.json says where this run is complete."""
     asked = run_identity(data, config)
+    begun = any(exists(join(out, there)) for there in ("run.json", f"checkpoints/{RAYS_LIST}"))
     job = join(out, "job.json")
-    if exists(job):
+    if begun and exists(job):
         before = read_json(job)
         if before.get("fingerprint") != asked:
             raise UserError(f"--out '{out}': holds a fine-tune with another config, model or dataset; give another")
@@ -195,8 +199,10 @@ def _fit(out: str, config: TrainConfig, prompts: Sequence[Mapping[str, Any]], wa
     import ray
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    sink = ray.remote(num_cpus=0)(MetricsSink).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    sink = ray.remote(num_cpus=0)(MetricsSink).options(scheduling_strategy=here).remote()  # workers' nodes may go
     one = config.workers
     filesystem, path = locate(out)
     storage: dict[str, Any] = {"storage_path": path}
@@ -243,18 +249,19 @@ def _fit(out: str, config: TrainConfig, prompts: Sequence[Mapping[str, Any]], wa
         except BaseException as error:
             trouble.append(error)
 
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
     about = {"model": config.model, "method": config.method, "learning_rate": config.optim.learning_rate}
     with Mirrors(config.tracking, out, about) as mirrors:
+        # In a thread: in the main one Ray would take Ctrl-C, and end with exit code 0.
+        thread = threading.Thread(target=fit, daemon=True)
+        thread.start()
         follow = _Follow(sink, out, watch, mirrors)
         while thread.is_alive():
             thread.join(POLL_S)
             follow.look()
         follow.look(last=True)
-    if trouble:
-        with users_errors():
-            _explain(trouble[0])
+        if trouble:
+            with users_errors():
+                _explain(trouble[0])
     return follow.rows
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ def example_losses(
     *,
     rank: int = 0,
     world_size: int = 1,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[int, float]:
     """Negative log-likelihood of the targets of each example, in nats, summed.
 
@@ -42,11 +40,10 @@ def example_losses(
         for i in range(passes):
             pack = mine[i] if i < len(mine) else packs[-1]
             batch = collate([[tokens[e] for e in pack]])
-            batch = {name: value.to(model.device) for name, value in batch.items()}
+            batch = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
             targets = batch.pop("labels")[0]
             batch.pop("shift_labels")
-            with autocast():
-                logits = model(**batch).logits[0]
+            logits = model(**batch).logits[0]
             nats = cross_entropy(logits.float(), targets, reduction="none")
             starts = (batch["position_ids"][0] == 0).long().cumsum(0)[batch["logits_to_keep"]] - 1
             sums = torch.zeros(len(pack), dtype=torch.float64, device=nats.device).index_add_(0, starts, nats.double())

@@ -18,12 +18,12 @@ keeps; the count here is the same for the blocks of Llama, Qwen2, Gemma-2 and Gr
 token, with hidden size h, heads a (of keys and values k), head size d, MLP size f, and e bytes a value:
 
     normalisations   4h + 4 each: a copy in float32; and e h where their weights are trained
-    attention        e d (2a + 2k) + 4a: queries, keys, values, output, and a log-sum-exp a head. A mask makes sdpa
-                     repeat keys and values to all heads (k = a), and costs e bytes a key; eager attention keeps the
-                     probabilities, in float32 and as they are used: a (4 + 2) bytes a key
+    attention        e d (2a + 2k) + 4a: queries, keys, values, output, and a log-sum-exp a head; the output twice
+                     where sdpa goes example by example. On a CPU, and in eager attention, keys and values are
+                     repeated to all heads (k = a). Eager attention also keeps the probabilities, in float32 and as
+                     they are used: a (4 + 2) bytes a key, and a e where logits are capped
     MLP (SwiGLU)     3 e f: gate, its activation, up
-    linear layers    their input, only where it meets a trained weight: e (2h + f), once for layers that share it, but
-                     one copy a layer where autocast casts it for an adapter
+    linear layers    their input, only where it meets a trained weight: e (2h + f), once for layers that share it
 
 With gradient checkpointing it is the input of every block, e h, and one block while it is computed again.
 liger's kernels keep less than this; it is not counted.
@@ -70,7 +70,7 @@ def estimate_memory(
     """
     states, host = _states(config, shape, on_gpu)
     n_tokens = config.data.sequences_at_once * config.data.max_tokens
-    kept, at_work = _activations(config, shape, n_tokens)
+    kept, at_work = _activations(config, shape, n_tokens, on_gpu)
     logits = n_tokens * target_share * shape.vocab_size * (LOGIT_BYTES + (_bytes(config) if shape.softcap else 0))
     at_work = max(logits, at_work)
     parts = {
@@ -121,13 +121,14 @@ def _states(config: TrainConfig, shape: ModelShape, on_gpu: bool) -> tuple[dict[
     return states, host
 
 
-def _activations(config: TrainConfig, shape: ModelShape, n_tokens: int) -> tuple[float, float]:
+def _activations(config: TrainConfig, shape: ModelShape, n_tokens: int, on_gpu: bool) -> tuple[float, float]:
     """Bytes kept for the backward pass, and those of one block at work in it."""
     row = n_tokens if config.data.packing else config.data.max_tokens  # tokens that a mask spans
     residual, layers = _bytes(config), shape.n_layers
-    block = n_tokens * _block_bytes(config, shape, row) + n_tokens * _linear_input_bytes(config, shape) / layers
+    block = n_tokens * _block_bytes(config, shape, row, on_gpu) + n_tokens * _linear_input_bytes(config, shape) / layers
     casts = _bytes(config) * shape.n_lora if _casts_adapters(config) else 0
-    always = n_tokens * 4 * shape.hidden_size + (n_tokens * row if config.attention != "flash_attention_2" else 0)
+    once = _norm_bytes(config, shape) + 2 * residual * shape.head_dim  # the last normalisation; rotations
+    always = n_tokens * (once + (row if config.attention == "eager" else 0))
     gradients = n_tokens * residual * (3 * shape.intermediate_size + 2 * shape.hidden_size)
     if config.attention == "eager":
         gradients += n_tokens * row * shape.n_heads * (4 + _bytes(config))
@@ -136,19 +137,24 @@ def _activations(config: TrainConfig, shape: ModelShape, n_tokens: int) -> tuple
     return always + layers * block + casts, gradients
 
 
-def _block_bytes(config: TrainConfig, shape: ModelShape, row: int) -> float:
+def _block_bytes(config: TrainConfig, shape: ModelShape, row: int, on_gpu: bool) -> float:
     """Kept of one token in one block, but for the inputs of linear layers."""
-    e, hidden = _bytes(config), shape.hidden_size
-    norms = shape.n_block_norms * (4 * hidden + 4 + (e * hidden if config.method == "full" else 0))
+    e = _bytes(config)
+    norms = shape.n_block_norms * _norm_bytes(config, shape)
     heads, kv_heads = shape.n_heads, shape.n_kv_heads
-    if config.attention != "flash_attention_2":
+    if config.attention == "eager" or not on_gpu:
         kv_heads = heads
     attention = e * shape.head_dim * (2 * heads + 2 * kv_heads)
     if config.attention == "eager":
-        attention += row * heads * (4 + 2 if e == 2 else 4)
+        attention += row * heads * ((4 + 2 if e == 2 else 4) + (e if shape.softcap else 0))
     else:
-        attention += 4 * heads + (e * row if config.attention == "sdpa" else 0)
+        attention += 4 * heads + (e * shape.head_dim * heads if config.attention == "sdpa" else 0)
     return norms + attention + 3 * _bytes(config) * shape.intermediate_size
+
+
+def _norm_bytes(config: TrainConfig, shape: ModelShape) -> float:
+    """Kept of one token in one normalisation."""
+    return 4 * shape.hidden_size + 4 + (_bytes(config) * shape.hidden_size if config.method == "full" else 0)
 
 
 def _linear_input_bytes(config: TrainConfig, shape: ModelShape) -> float:
@@ -159,7 +165,7 @@ def _linear_input_bytes(config: TrainConfig, shape: ModelShape) -> float:
         return shared
     inner = e * shape.n_adapters * config.lora.r
     inputs = e * shape.adapter_inputs
-    return inner + (inputs if _casts_adapters(config) else min(inputs, shared))
+    return inner + min(inputs, shared)
 
 
 def _bytes(config: TrainConfig) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from deescal.errors import UserError, one_line
 from deescal.models import resolve
+from deescal.train.attention import register
 from deescal.train.config import TrainConfig
 
 
@@ -26,7 +27,7 @@ def load_base(config: TrainConfig, device: Any) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         resolve(config.model),
         dtype=dtype,
-        attn_implementation=config.attention,
+        attn_implementation=register() if config.attention == "sdpa" else config.attention,
         quantization_config=quantization,
         device_map={"": device} if quantization else None,
     )
@@ -67,6 +68,7 @@ def add_adapters(model: Any, config: TrainConfig, **options: Any) -> Any:
         UserError: the model has no layer of the given names.
     """
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
 
     adapters = LoraConfig(
         task_type="CAUSAL_LM",
@@ -77,6 +79,11 @@ def add_adapters(model: Any, config: TrainConfig, **options: Any) -> Any:
         bias="none",
     )
     try:
-        return get_peft_model(model, adapters, **options)
+        adapted = get_peft_model(model, adapters, **options)
     except ValueError as error:
         raise UserError(f"lora.target_modules={config.lora.target_modules!r}: {one_line(error)}") from error
+    for layer in adapted.modules():
+        if isinstance(layer, LoraLayer):
+            # PEFT would make inputs float32 as adapters are, and autocast bfloat16 again: two copies of every input.
+            layer.cast_input_dtype_enabled = False
+    return adapted

@@ -1,7 +1,7 @@
 """Which examples make a sequence, which sequences a step, and how a micro-batch looks to the model.
 
-A micro-batch is one row of whole examples: positions restart at each, from which transformers builds a mask so that no
-example sees another, and logits are asked for at those positions only whose next token is learned. The logits of a
+A micro-batch is one row of whole examples: positions restart at each, and attention is told their lengths, so that no
+example sees another; and logits are asked for at those positions only whose next token is learned. The logits of a
 large vocabulary are a good part of the work and most of the memory, and two thirds of the tokens are the officer's.
 """
 
@@ -90,7 +90,8 @@ def collate(sequences: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 
     Returns:
         input_ids, position_ids [1, tokens]; logits_to_keep [targets], the positions whose next token is a target;
-        shift_labels [1, targets], those tokens; labels, the same, by which the Trainer knows that there is a loss.
+        shift_labels [1, targets], those tokens; labels, the same, by which the Trainer knows that there is a loss;
+        example_tokens, the tokens of each example, by which `packed_sdpa` keeps them apart.
     """
     import torch
 
@@ -107,6 +108,7 @@ def collate(sequences: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         "logits_to_keep": torch.from_numpy(keep),
         "shift_labels": labels,
         "labels": labels,
+        "example_tokens": tuple(len(row["input_ids"]) for row in rows),
     }
 
 

@@ -1,7 +1,7 @@
 """Several fine-tunes as one Ray job, ending in one table and one page.
 
 <out>/<name of the config file>/   a run each, as deescal.train.job describes it
-<out>/sweep.html
+<out>/report.html
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ def sweep(
         except (UserError, TrainingFailed) as error:
             return {**about, "error": str(error)}
 
-    if at_once > 1:  # else each run starts Ray as large as it needs
-        start(max(configs, key=lambda config: config.workers.workers * config.workers.num_cpus), at_once)
+    start(configs, at_once)
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(one, names, configs))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from deescal.train.config import TrainConfig
+from deescal.train.config import DataConfig, TrainConfig
 from deescal.train.data import Sequences, TokenData
 from deescal.train.losses import by_scenario, example_losses, mean_loss
 from deescal.train.pack import collate, collate_padded, count_steps, order_sequences, plan_packs
@@ -21,11 +22,13 @@ class CivilianTrainer(Trainer):
     """The stock loop; only what a validation measures is its own."""
 
     def __init__(
-        self, *args: Any, validation: TokenData, validation_tokens: int | None, max_tokens: int, **kwargs: Any
+        self, *args: Any, validation: TokenData, validation_tokens: int | None, data: DataConfig, **kwargs: Any
     ):
         super().__init__(*args, **kwargs)
         self.validation = validation
-        self.packs = plan_packs(validation.lengths.tolist(), max_tokens)
+        self.packs = plan_packs(validation.lengths.tolist(), data.max_tokens)
+        if not data.packing:
+            self.packs = [[i] for pack in self.packs for i in pack]
         self.n_periodic = first_within([int(validation.lengths[p].sum()) for p in self.packs], validation_tokens)
 
     def measure(self, n_packs: int | None = None) -> dict[int, float]:
@@ -40,7 +43,6 @@ class CivilianTrainer(Trainer):
             self.packs[:n_packs],
             rank=self.args.process_index,
             world_size=self.args.world_size,
-            autocast=self.autocast_smart_context_manager,
         )
         if self.args.world_size > 1:
             everyone: list[Any] = [None] * self.args.world_size
@@ -112,10 +114,10 @@ class Reporter(TrainerCallback):
             self._attempt = ray.get(self._sink.start.remote([metrics_row(row) for row in state.log_history]))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._step_began = time.perf_counter()
+        self._step_began = now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._seconds += time.perf_counter() - self._step_began
+        self._seconds += now() - self._step_began
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = True
 
@@ -158,6 +160,17 @@ class Reporter(TrainerCallback):
             checkpoint=checkpoint,
             checkpoint_dir_name=f"step-{state.global_step:07d}",
         )
+        if checkpoint is not None:  # Ray Train has it now; the Trainer would keep another node's copies
+            shutil.rmtree(folder)
+
+
+def now() -> float:
+    """Seconds of a clock, once what a GPU was given is done."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def utilisation(config: TrainConfig, train: TokenData) -> Callable[[float], float | None]:
@@ -233,7 +246,7 @@ def make_trainer(
         callbacks=callbacks,
         validation=validation,
         validation_tokens=config.checkpoints.validation_tokens,
-        max_tokens=config.data.max_tokens,
+        data=config.data,
     )
 
 

@@ -6,6 +6,7 @@ generators of each rank), handed to Ray Train, which keeps the best and the last
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -36,6 +37,9 @@ def train_worker(work: Mapping[str, Any]) -> dict[str, Any]:
 
     config = TrainConfig.model_validate(work["config"])
     device = ray.train.torch.get_device()
+    n_threads = max(1, int(config.workers.num_cpus))
+    torch.set_num_threads(n_threads)
+    os.environ["OMP_NUM_THREADS"] = str(n_threads)  # without it accelerate takes half, on processors with two a core
     scratch = _node_folder(work["name"])
     resumed, universal = _fetch_checkpoint(scratch, config)
     train = read_tokens(work["out"], "train")
@@ -56,7 +60,6 @@ def train_worker(work: Mapping[str, Any]) -> dict[str, Any]:
         deepspeed=deepspeed,
     )
     trainer.args.eval_on_start = resumed is None
-    torch.manual_seed(config.seed)
     trainer.train(resume_from_checkpoint=resumed)
     result = finish(trainer, config, work["prompts"], work["out"])
     barrier()
@@ -87,15 +90,15 @@ def _fetch_checkpoint(scratch: Path, config: TrainConfig) -> tuple[str | None, b
     if checkpoint is None:
         return None, False
     context = ray.train.get_context()
+    is_first_here = context.get_local_rank() == 0
     folder = scratch / "resumed"
-    universal = False
-    if context.get_local_rank() == 0:
+    if is_first_here:
         checkpoint.to_directory(str(folder))
-        if config.strategy.name != "ddp" and saved_world_size(folder) != context.get_world_size():
-            to_universal(folder)
     barrier()
-    if config.strategy.name != "ddp":
-        universal = saved_world_size(folder) != context.get_world_size()
+    universal = config.strategy.name != "ddp" and saved_world_size(folder) != context.get_world_size()
+    if universal and is_first_here:
+        to_universal(folder)
+    barrier()
     return str(folder), universal
 
 

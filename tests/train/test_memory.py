@@ -70,8 +70,10 @@ def kept_by_autograd(config: TrainConfig) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
+GEMMA = "gemma-2-2b-it"
 CASES = [
-    *((family, method, "bfloat16", "sdpa") for family in FAMILIES for method in ("lora", "full")),
+    *((family, method, "bfloat16", "sdpa") for family in FAMILIES for method in ("lora", "full") if family != GEMMA),
+    *((GEMMA, method, "bfloat16", "eager") for method in ("lora", "full")),  # its capped logits are eager's alone
     ("Llama-3.2-3B-Instruct", "qlora", "bfloat16", "sdpa"),
     ("Llama-3.2-3B-Instruct", "lora", "float32", "sdpa"),
     ("Llama-3.2-3B-Instruct", "full", "float32", "sdpa"),
@@ -92,7 +94,7 @@ def test_what_is_kept_is_what_autograd_keeps(
         data={"max_tokens": N_TOKENS},
         lora={"r": 4},
     )
-    estimate = estimate_memory(config, load_shape(config), on_gpu=True).parts[KEPT]
+    estimate = estimate_memory(config, load_shape(config), on_gpu=False).parts[KEPT]
     # Gemma multiplies its normalisations in float32, which full fine-tuning keeps: up to 15 % more.
     assert kept_by_autograd(config) == pytest.approx(estimate, rel=0.15 if family.startswith("gemma") else 0.05)
 
@@ -105,7 +107,7 @@ def test_checkpointing_keeps_the_inputs_of_blocks(tmp_path: Path, method: str) -
         data={"max_tokens": N_TOKENS},
         strategy={"gradient_checkpointing": True},
     )
-    estimate = estimate_memory(config, load_shape(config), on_gpu=True).parts[KEPT]
+    estimate = estimate_memory(config, load_shape(config), on_gpu=False).parts[KEPT]
     # What there is once, the mask and the last normalisation, weighs much beside three narrow blocks.
     assert estimate * 0.7 < kept_by_autograd(config) < estimate * 1.1
 
@@ -209,7 +211,7 @@ def test_each_saving_saves(family: str, n_tokens: int, share: float) -> None:
 
     assert of(method="qlora") < of(method="lora") < of(method="full")
     assert of(recompute=True) < of(recompute=False)
-    assert of(attention="flash_attention_2") < of(attention="sdpa") <= of(attention="eager")
+    assert of(attention="flash_attention_2") <= of(attention="sdpa") <= of(attention="eager")
     assert of(dtype="bfloat16") < of(dtype="float32")
 
 
