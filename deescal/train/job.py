@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 from deescal import __version__
@@ -103,6 +104,7 @@ def train(data: str, out: str, config: TrainConfig, watch: Watch | None = None) 
     load_shape(config)  # refuses what is no model, or takes shorter sequences
     check_dataset(data, splits)
     check_tracking(config.tracking)
+    check_kernels(config)
     check_memory(config)
     there = _begin(out, data, config)
     if there is not None:
@@ -117,6 +119,18 @@ def train(data: str, out: str, config: TrainConfig, watch: Watch | None = None) 
     watch.begin(n_steps, counts)
     rows = _fit(out, config, prompts, watch)
     return _publish(out, data, config, counts, rows, began, watch)
+
+
+def check_kernels(config: TrainConfig) -> None:
+    """Raises UserError where kernels are asked for that have no GPU, or no package here."""
+    for setting, asked, package in (
+        ("liger=true", config.liger, "liger_kernel"),
+        ("attention=flash_attention_2", config.attention == "flash_attention_2", "flash_attn"),
+    ):
+        if asked and not config.workers.num_gpus:
+            raise UserError(f"{setting}: its kernels are for GPUs: set workers.num_gpus, or leave it out")
+        if asked and find_spec(package) is None:
+            raise UserError(f"{setting}: the package {package} is not here: install it, or leave the setting out")
 
 
 def start(configs: Sequence[TrainConfig], at_once: int = 1) -> None:
@@ -342,7 +356,8 @@ def _publish(
     watch.step("comparing the export with what was trained")
     # In a task: on a cluster the GPU is another node's. An engine takes what the workers had.
     gate = ray.remote(num_gpus=1 if config.workers.num_gpus else 0, num_cpus=1, max_retries=0)(_gate)
-    parity = ray.get(gate.remote(out, config.model_dump(mode="json")))
+    with users_errors():
+        parity = ray.get(gate.remote(out, config.model_dump(mode="json")))
     write_json(join(out, "parity.json"), parity)
     metrics = read_metrics(metrics_lines(rows).splitlines())
     validation = read_table(join(out, "validation.parquet")).to_pylist()

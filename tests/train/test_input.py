@@ -80,6 +80,11 @@ def test_not_enough_memory(place: Path) -> None:
     assert "GiB" in line
 
 
+def test_kernels_that_cannot_run(place: Path) -> None:
+    assert "liger=true: its kernels are for GPUs" in said(place, "liger=true")
+    assert "the package flash_attn is not here" in said(place, "attention=flash_attention_2", "workers.num_gpus=1")
+
+
 def test_settings_that_do_not_go_together(place: Path) -> None:
     assert "must be a multiple of" in said(place, "data.sequences_per_step=3", "workers.workers=2")
     assert "offload needs zero2 or zero3" in said(place, "strategy.offload=optimizer")
