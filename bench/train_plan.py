@@ -3,7 +3,7 @@
     python -m bench.train_plan [--tokens 256 512 1024] [--steps 2]
 
 Every line is a process of its own: imports as a worker has them, the model, and steps of two forward passes each over
-one packed sequence, a third of it learned. Measured is the process' peak (ru_maxrss). The last column is the same with
+one packed sequence, a third of it learned. Measured is the process' peak. The last column is the same with
 glibc told to give every block from 1 MiB on its own mapping (MALLOC_MMAP_THRESHOLD_), which returns it when freed.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ CASES: list[dict[str, Any]] = [
     {},
     {"strategy.gradient_checkpointing": True},
     {"method": "qlora"},
-    {"method": "full"},
+    {"method": "full", "dtype": "float32"},
     {"dtype": "float32"},
 ]
 
@@ -41,6 +40,7 @@ def run_steps(config: TrainConfig, n_steps: int) -> None:
 
     from deescal.train.model import load_for_training
     from deescal.train.pack import collate
+    from deescal.train.trainer import peak_memory_gib
 
     model = load_for_training(config, "cpu").train()
     if config.strategy.gradient_checkpointing:
@@ -59,7 +59,7 @@ def run_steps(config: TrainConfig, n_steps: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, min(seconds))
+    print(peak_memory_gib(), min(seconds))
 
 
 def measure(config: TrainConfig, n_steps: int, **environment: str) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
+from deescal.train.attention import check_apart
 from deescal.train.config import DataConfig, TrainConfig
 from deescal.train.data import Sequences, TokenData
 from deescal.train.losses import by_scenario, example_losses, mean_loss
@@ -29,16 +30,20 @@ class CivilianTrainer(Trainer):
         self.packs = plan_packs(validation.lengths.tolist(), data.max_tokens)
         if not data.packing:
             self.packs = [[i] for pack in self.packs for i in pack]
+        self.packing = data.packing
         self.n_periodic = first_within([int(validation.lengths[p].sum()) for p in self.packs], validation_tokens)
+
+    @property
+    def forward_model(self) -> Any:
+        """The bare model, with no wrapper to wait in; but ZeRO-3's weights are only whole inside its engine."""
+        return self.model_wrapped if is_zero3(self) else self.model
 
     def measure(self, n_packs: int | None = None) -> dict[int, float]:
         """Validation example -> nats of its targets; the first `n_packs` packs, by default all. Same on every rank."""
         import torch.distributed as dist
 
-        # ZeRO-3's weights are only whole inside its engine; elsewhere the bare model does, with no wrapper to wait in.
-        model = self.model_wrapped if is_zero3(self) else self.model
         losses = example_losses(
-            model,
+            self.forward_model,
             self.validation,
             self.packs[:n_packs],
             rank=self.args.process_index,
@@ -55,6 +60,8 @@ class CivilianTrainer(Trainer):
         n_targets = self.validation.n_targets
         logs: dict[str, Any] = {}
         if self.state.global_step == 0:  # the base, by scenario, to compare with at the end
+            if self.packing:
+                check_apart(self.forward_model, self.validation[int(self.validation.lengths.argmin())]["input_ids"])
             losses = self.measure()
             logs["base_nll"] = {s: list(total) for s, total in by_scenario(losses, self.validation).items()}
             periodic = {e for pack in self.packs[: self.n_periodic] for e in pack}
@@ -197,13 +204,17 @@ def metrics_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def peak_memory_gib() -> float:
     """Peak of this worker so far: of the GPU where there is one, else of the process."""
-    import resource
-
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    try:  # on Linux ru_maxrss starts from the peak of the process that started this one
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+    except FileNotFoundError:  # macOS
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
 
 
 def make_trainer(
