@@ -5,9 +5,10 @@
 
 The reference's settings: transformers' Trainer, two examples a batch, padding to the longest, loss on every token. It
 trains once on the same examples, and once on rows as it makes them itself: whole scenarios, cut at the limit, whoever
-speaks. All train the same weights in the same precision, without gradient checkpointing; each goes once through all of
-its rows, and useful tokens are those of civilian turns. Also checks that packed and padded losses of the same examples
-are equal in float32.
+speaks. All train the same weights in the same precision, without gradient checkpointing, each in a process of its own
+(packed and padded with the environment that `deescal train` gives its workers). Each goes once through all of its rows;
+useful tokens are those of civilian turns. Also checks that packed and padded losses of the same examples are equal in
+float32.
 
 --random makes a model of a family's shape with random weights, and full sequences of random tokens, a third of them
 targets: the shape is what speed and memory depend on.
@@ -16,6 +17,10 @@ targets: the shape is what speed and memory depend on.
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -37,12 +42,15 @@ from deescal.schema import TOKENS, Row, to_table
 from deescal.storage import join
 from deescal.train.config import TrainConfig
 from deescal.train.data import Encode, Sequences, TokenData, read_examples
+from deescal.train.job import CPU_ENVIRONMENT
 from deescal.train.losses import example_losses, mean_loss
 from deescal.train.masks import ChatEncoder
 from deescal.train.model import load_base, load_for_training
 from deescal.train.pack import IGNORE, collate, collate_padded
 from deescal.train.shape import FAMILIES
 from deescal.train.trainer import peak_memory_gib, plan_training, training_arguments, utilisation
+
+WAYS = ("packed", "padded", "reference", "reference, its rows")
 
 
 class Timed(Trainer):
@@ -168,6 +176,39 @@ def measure_random(family: str, n_steps: int, overrides: Sequence[str]) -> None:
     )
 
 
+def measure_way(way: str, data: str, model: str, n_examples: int, overrides: Sequence[str]) -> dict[str, float]:
+    """One of WAYS through all of its rows: seconds, tokens read and civilian tokens learned."""
+    common = [f"model={model}", "data.sequences_per_step=2", *overrides]
+    if way != "packed":
+        common += ["data.packing=false", "data.sequences_at_once=2"]
+    config = load_config(None, TrainConfig, common)
+    pad_id = load_tokenizer(model).pad_token_id or 0
+    plain = way.startswith("reference")
+    if way == "reference, its rows":
+        tokens = read_whole(data, model, n_examples, config.data.max_tokens, seed=0)
+    else:
+        tokens = read(data, model, n_examples, seed=0)
+    collator: Callable[..., Any] = collate
+    if way != "packed":
+        collator = partial(collate_reference if plain else collate_padded, pad_id=pad_id)
+    packs, order, _ = plan_training(config, tokens.lengths.tolist())
+    per_step = config.data.sequences_per_step
+    n_steps = len(packs) // per_step
+    if plain:
+        order = np.random.default_rng(0).permutation(len(packs)).tolist()
+    order = order[: n_steps * per_step]
+    # The first step warms up and does not count: it is done twice.
+    rows = Sequences(tokens, packs, order[:per_step] + order)
+    seconds = seconds_per_step(config, rows, collator, n_steps + 1, plain=plain)
+    counted = [example for sequence in order for example in packs[sequence]]
+    return {
+        "seconds": sum(seconds[1:]),
+        "tokens": int(tokens.lengths[counted].sum()),
+        "learned": int(tokens.n_targets[counted].sum()),
+        "peak_gib": peak_memory_gib(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
@@ -177,56 +218,43 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="of --random; the first does not count")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--way", choices=WAYS, help="only this one, and print JSON: how the others are run")
     parser.add_argument("overrides", nargs="*", help="key=value of the config")
     args = parser.parse_args()
     if args.random:
         measure_random(args.random, args.steps, args.overrides)
         return
-    common = [f"model={args.model}", "data.sequences_per_step=2", *args.overrides]
-    packed = load_config(None, TrainConfig, common)
-    padded = load_config(None, TrainConfig, [*common, "data.packing=false", "data.sequences_at_once=2"])
-    tokens = read(args.data, args.model, args.examples, seed=0)
-    whole = read_whole(args.data, args.model, args.examples, packed.data.max_tokens, seed=0)
-    pad_id = load_tokenizer(args.model).pad_token_id or 0
-    check_equal(packed, tokens, pad_id)
-    ways: dict[str, tuple[TrainConfig, TokenData, Callable[..., Any]]] = {
-        "packed": (packed, tokens, collate),
-        "padded": (padded, tokens, partial(collate_padded, pad_id=pad_id)),
-        "reference": (padded, tokens, partial(collate_reference, pad_id=pad_id)),
-        "reference, its rows": (padded, whole, partial(collate_reference, pad_id=pad_id)),
-    }
+    if args.way:
+        print(json.dumps(measure_way(args.way, args.data, args.model, args.examples, args.overrides)))
+        return
+    check_equal(args.data, args.model, args.overrides)
     for number in range(1, args.rounds + 1):
         useful: dict[str, float] = {}
-        for way, (config, data, collator) in ways.items():
-            packs, order, _ = plan_training(config, data.lengths.tolist())
-            per_step, plain = config.data.sequences_per_step, way.startswith("reference")
-            n_steps = len(packs) // per_step
-            if plain:
-                order = np.random.default_rng(0).permutation(len(packs)).tolist()
-            order = order[: n_steps * per_step]
-            # The first step warms up and does not count: it is done twice.
-            rows = Sequences(data, packs, order[:per_step] + order)
-            seconds = seconds_per_step(config, rows, collator, n_steps + 1, plain=plain)
-            counted = [example for sequence in order for example in packs[sequence]]
-            learned, read_in = data.n_targets[counted].sum(), data.lengths[counted].sum()
-            spent = sum(seconds[1:])
-            useful[way] = learned / spent
+        for way in WAYS:
+            ours = {} if way.startswith("reference") or torch.cuda.is_available() else CPU_ENVIRONMENT
+            command = [sys.executable, *sys.argv, "--way", way]
+            done = subprocess.run(command, env={**os.environ, **ours}, stdout=subprocess.PIPE, text=True, check=True)
+            found = json.loads(done.stdout.splitlines()[-1])
+            useful[way] = found["learned"] / found["seconds"]
             print(
-                f"round {number} {way:19s} {spent:6.1f} s for {read_in:,} tokens: {read_in / spent:7.1f} tokens/s, "
-                f"{useful[way]:6.1f} civilian tokens/s",
+                f"round {number} {way:19s} {found['seconds']:6.1f} s for {found['tokens']:,} tokens: "
+                f"{found['tokens'] / found['seconds']:6.1f} tokens/s, {useful[way]:6.1f} civilian tokens/s, "
+                f"peak {found['peak_gib']:.1f} GiB",
                 flush=True,
             )
-        ratios = ", ".join(f"packed / {way} {useful['packed'] / useful[way]:.2f}" for way in ways if way != "packed")
+        ratios = ", ".join(f"packed / {way} {useful['packed'] / useful[way]:.2f}" for way in WAYS if way != "packed")
         print(f"round {number}: {ratios}", flush=True)
 
 
-def check_equal(config: TrainConfig, tokens: TokenData, pad_id: int) -> None:
+def check_equal(data: str, name: str, overrides: Sequence[str]) -> None:
     """Losses of eight short examples in float32: packed together, and padded."""
+    config = load_config(None, TrainConfig, [f"model={name}", *overrides, "dtype=float32", "method=lora"])
+    tokens = read(data, name, 24, seed=0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_base(config.model_copy(update={"dtype": "float32", "method": "lora"}), device).to(device).eval()
+    model = load_base(config, device).to(device).eval()
     few = np.argsort(tokens.lengths)[:8].tolist()
     losses = example_losses(model, tokens, [few])
-    batch = collate_padded([[tokens[i]] for i in few], pad_id)
+    batch = collate_padded([[tokens[i]] for i in few], load_tokenizer(name).pad_token_id or 0)
     with torch.no_grad():
         rows = model(**{name: value.to(device) for name, value in batch.items()}).loss.item()
     print(f"loss in float32 of the same examples: packed {mean_loss(losses, tokens.n_targets):.6f}, padded {rows:.6f}")

@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from deescal.errors import UserError
+
 PACKED_SDPA = "deescal_packed_sdpa"  # transformers' name for it, once `register` was called
+LEAK = 1e-3  # of the logits' spread, that they may change with what an example should not see
 
 
 def register() -> str:
@@ -78,6 +81,39 @@ def packed_sdpa(
         parts = zip(*(x.split(list(example_tokens), dim=2) for x in (query, key, value)), strict=True)
         out = torch.cat([attend(*part) for part in parts], dim=2)
     return out.transpose(1, 2).contiguous(), None
+
+
+def check_apart(model: Any, row: Sequence[int]) -> None:
+    """Make sure that an example of a packed row does not see the one before it.
+
+    A layer that keeps keyword arguments to itself never tells attention where examples end, and a recurrent one has no
+    attention to tell; both would train, on other people's words.
+
+    Args:
+        row: token ids of an example; two of it go through the model, the first as it is and then reversed.
+
+    Raises:
+        UserError: that changes what the model says after the second.
+    """
+    import torch
+
+    from deescal.train.pack import collate
+
+    def after(first: Sequence[int]) -> Any:
+        rows = [{"input_ids": ids, "is_target": [True] * len(ids)} for ids in (first, row)]
+        batch = {name: x.to(model.device) if torch.is_tensor(x) else x for name, x in collate([rows]).items()}
+        for loss in ("labels", "shift_labels"):
+            del batch[loss]
+        return model(**batch).logits[0, 1 - len(row) :].float()
+
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        before, changed = after(row), after(row[::-1])
+    model.train(training)
+    # The same shapes give the same bits, but for experts (mixtures), whose inputs are grouped by what they are.
+    if (before - changed).abs().mean() > LEAK * before.std():
+        raise UserError("this model lets an example see the one before it in a packed row: set data.packing=false")
 
 
 def _window(n_queries: int, n_keys: int, window: int, device: Any) -> Any:

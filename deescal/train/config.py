@@ -123,6 +123,12 @@ class TrainConfig(Config):
             )
         if self.method == "qlora" and self.strategy.name == "zero3":
             raise ValueError("qlora does not go with zero3, which cannot shard 4-bit weights: use ddp or zero2")
+        if self.method == "full" and self.strategy.name == "ddp" and self.dtype == "bfloat16":
+            # Adapters are float32 whatever the base is, and DeepSpeed keeps a float32 copy of what it trains.
+            raise ValueError(
+                "full with ddp would round small steps on bfloat16 weights to nothing: "
+                "set strategy.name=zero2 or zero3, or dtype=float32"
+            )
         return self
 
     @property

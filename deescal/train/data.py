@@ -82,6 +82,8 @@ def check_dataset(data: str, splits: Sequence[str]) -> None:
                 parquet = pq.ParquetFile(file)
                 missing = sorted(set(COLUMNS) - set(parquet.schema_arrow.names))
                 rows = parquet.metadata.num_rows
+                # Older datasets do not tell; `tokenize` counts for itself.
+                told = parquet.read(["n_target_tokens"]) if "n_target_tokens" in parquet.schema_arrow.names else None
         except (*STORAGE_ERRORS, pa.ArrowInvalid) as error:
             raise UserError(
                 f"--data '{data}': no examples at {uri}; give a folder of `deescal dataset build`"
@@ -90,6 +92,8 @@ def check_dataset(data: str, splits: Sequence[str]) -> None:
             raise UserError(f"{uri}: column(s) {', '.join(missing)} missing; examples have {', '.join(EXAMPLES.names)}")
         if not rows:
             raise UserError(f"{uri}: the {split} split is empty")
+        if told is not None and pc.sum(told["n_target_tokens"]).as_py() == 0:
+            raise _nothing_to_learn(uri)
 
 
 def read_examples(data: str, split: str, columns: Sequence[str] = COLUMNS) -> pa.Table:
@@ -135,9 +139,13 @@ def tokenize(data: str, model: str, splits: Sequence[str], out: str, *, workers:
     counts = {split: _count(read_tokens(out, split)) for split in splits}
     for split in splits:
         if not counts[split]["target_tokens"]:
-            raise UserError(f"{_examples(data, split)}: no civilian turn to learn: nothing there has role 'assistant'")
+            raise _nothing_to_learn(_examples(data, split))
     write_json(done, {"fingerprint": asked, "splits": counts})
     return counts
+
+
+def _nothing_to_learn(uri: str) -> UserError:
+    return UserError(f"{uri}: no civilian turn to learn: nothing there has role 'assistant'")
 
 
 class Encode:

@@ -86,21 +86,16 @@ def merge_adapter(base: str, adapter_folder: str, out_folder: str) -> None:
     Each layer's sum is made in float32 and rounded once; PEFT's own merge rounds the change first.
 
     Raises:
-        UserError: the base is quantised: the change would be lost in rounding to 4 or 8 bits.
+        UserError: of `check_mergeable`.
     """
     import torch
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = resolve(base)
-    try:
-        quantised = getattr(AutoConfig.from_pretrained(path), "quantization_config", None)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model '{base}': cannot be loaded: {one_line(error)}") from error
-    if quantised:
-        raise UserError(f"model '{base}' is quantised: merge into the model that it was made from")
-    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path, dtype="auto"), adapter_folder)
+    check_mergeable(base)
+    whole = AutoModelForCausalLM.from_pretrained(resolve(base), dtype="auto")
+    tuned = PeftModel.from_pretrained(whole, adapter_folder)
     with torch.no_grad():
         layers: list[Any] = [layer for layer in tuned.modules() if isinstance(layer, LoraLayer)]
         for layer in layers:
@@ -110,6 +105,18 @@ def merge_adapter(base: str, adapter_folder: str, out_folder: str) -> None:
     AutoTokenizer.from_pretrained(adapter_folder).save_pretrained(out_folder)
     for name in (TRAIN_CONFIG, BASE):
         Path(out_folder, name).write_bytes(Path(adapter_folder, name).read_bytes())
+
+
+def check_mergeable(base: str) -> None:
+    """Raises UserError where the base is quantised: a change would be lost in rounding to 4 or 8 bits."""
+    from transformers import AutoConfig
+
+    try:
+        quantised = getattr(AutoConfig.from_pretrained(resolve(base)), "quantization_config", None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model '{base}': cannot be loaded: {one_line(error)}") from error
+    if quantised:
+        raise UserError(f"model '{base}' is quantised: merge into the model that it was made from")
 
 
 def _write_json(path: Path, value: Any) -> None:

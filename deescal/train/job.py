@@ -10,13 +10,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,23 +27,27 @@ from deescal.schema import Row
 from deescal.storage import (
     absolute,
     exists,
-    get_folder,
     is_local,
     join,
     locate,
-    put_folder,
     read_json,
-    read_table,
     write_bytes,
     write_json,
-    writing,
 )
-from deescal.train.config import TrainConfig
+from deescal.train.config import ExportConfig, TrainConfig
 from deescal.train.data import check_dataset, read_examples, read_tokens, split_version, tokenize
 from deescal.train.mirrors import Mirrors, check_tracking
-from deescal.train.tracking import METRICS_FILE, metrics_lines, read_metrics
+from deescal.train.publish import begin_run, prove
+from deescal.train.tracking import METRICS_FILE, metrics_lines
 
 RAYS_LIST = "checkpoint_manager_snapshot.json"  # Ray Train's, of the checkpoints that there are
+# For training on processors, where a sixth of the time went into asking the system for memory just given back: pages of
+# 2 MiB for tensors (torch), and freed memory kept (glibc). Costs a fifth more of it; bench/train.py measures both.
+CPU_ENVIRONMENT = {
+    "THP_MEM_ALLOC_ENABLE": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**31),
+}
 POLL_S = 1.0
 SAVE_EVERY_S = 10.0  # metrics.jsonl, while it grows
 
@@ -95,6 +97,7 @@ def train(data: str, out: str, config: TrainConfig, watch: Watch | None = None) 
         UserError: a wrong dataset, model or config, or too little memory, before any worker starts.
         TrainingFailed: the workers gave up.
     """
+    from deescal.train.export import check_mergeable
     from deescal.train.fit import check_memory
     from deescal.train.shape import load_shape
 
@@ -106,9 +109,11 @@ def train(data: str, out: str, config: TrainConfig, watch: Watch | None = None) 
     check_tracking(config.tracking)
     check_kernels(config)
     check_memory(config)
+    if config.export.merge and config.method != "full":
+        check_mergeable(config.model)
     there = _begin(out, data, config)
     if there is not None:
-        return Ended(out, there)
+        return Ended(out, there if _same_export(out, there, config) else _prove_again(out, there, config, watch))
     start([config])
     check_place(join(out, "job.json"))
     watch.step("tokenizing")
@@ -117,8 +122,8 @@ def train(data: str, out: str, config: TrainConfig, watch: Watch | None = None) 
     n_steps = _check_tokens(out, counts, config)
     prompts = _prompts(data, config, watch)
     watch.begin(n_steps, counts)
-    rows = _fit(out, config, prompts, watch)
-    return _publish(out, data, config, counts, rows, began, watch)
+    _fit(out, config, prompts, watch)
+    return Ended(out, _prove(out, begin_run(data, config, counts, began), watch))
 
 
 def check_kernels(config: TrainConfig) -> None:
@@ -162,6 +167,33 @@ def _begin(out: str, data: str, config: TrainConfig) -> dict[str, Any] | None:
     whole = config.model_dump(mode="json")
     write_json(job, {"deescal": __version__, "fingerprint": asked, "data": data, "config": whole})
     return None
+
+
+def _same_export(out: str, run: Mapping[str, Any], config: TrainConfig) -> bool:
+    """Whether a complete run's export is the one that is asked for; else all but what training decided may differ."""
+    before = ExportConfig.model_validate(run["config"]["export"])
+    if (before.parity_prompts, before.parity_new_tokens) != (
+        config.export.parity_prompts,
+        config.export.parity_new_tokens,
+    ):
+        raise UserError(
+            f"--out '{out}': complete, and the trained model was asked with export.parity_prompts="
+            f"{before.parity_prompts}, export.parity_new_tokens={before.parity_new_tokens}: leave them, or give another"
+        )
+    return before == config.export
+
+
+def _prove_again(out: str, run: Mapping[str, Any], config: TrainConfig, watch: Watch) -> dict[str, Any]:
+    """A complete run's export once more, by other rules, or merged."""
+    start([config])
+    export = config.export.model_dump(mode="json")
+    return _prove(out, {**run, "config": {**run["config"], "export": export}}, watch)
+
+
+def _prove(out: str, run: Mapping[str, Any], watch: Watch) -> dict[str, Any]:
+    watch.step("comparing the export with what was trained")
+    with users_errors():
+        return prove(out, run)
 
 
 def _check_tokens(out: str, counts: Mapping[str, Any], config: TrainConfig) -> int:
@@ -208,8 +240,8 @@ def _prompts(data: str, config: TrainConfig, watch: Watch) -> list[dict[str, Any
     return prompts
 
 
-def _fit(out: str, config: TrainConfig, prompts: Sequence[Mapping[str, Any]], watch: Watch) -> list[Row]:
-    """Ray Train's run, watched; returns the rows of metrics.jsonl."""
+def _fit(out: str, config: TrainConfig, prompts: Sequence[Mapping[str, Any]], watch: Watch) -> None:
+    """Ray Train's run, watched, which leaves metrics.jsonl."""
     import ray
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -252,6 +284,7 @@ def _fit(out: str, config: TrainConfig, prompts: Sequence[Mapping[str, Any]], wa
             failure_config=FailureConfig(max_failures=config.checkpoints.max_failures),
             checkpoint_config=kept,
             logging_config=LoggingConfig(log_level="ERROR"),
+            worker_runtime_env={} if one.num_gpus else {"env_vars": CPU_ENVIRONMENT},
             **storage,
         ),
     )
@@ -276,7 +309,6 @@ def _fit(out: str, config: TrainConfig, prompts: Sequence[Mapping[str, Any]], wa
         if trouble:
             with users_errors():
                 _explain(trouble[0])
-    return follow.rows
 
 
 def _train_worker(work: dict[Any, Any]) -> dict[str, Any]:
@@ -322,77 +354,16 @@ class _Follow:
     def __init__(self, sink: Any, out: str, watch: Watch, mirrors: Mirrors) -> None:
         self._sink, self._out, self._watch, self._mirrors = sink, out, watch, mirrors
         self._saved_at = 0.0
-        self.rows: list[Row] = []
+        self._rows: list[Row] = []
 
     def look(self, *, last: bool = False) -> None:
         import ray
 
-        new = ray.get(self._sink.since.remote(len(self.rows)))
-        self.rows += new
+        new = ray.get(self._sink.since.remote(len(self._rows)))
+        self._rows += new
         if last or (new and time.monotonic() - self._saved_at > SAVE_EVERY_S):
             self._saved_at = time.monotonic()
-            write_bytes(join(self._out, METRICS_FILE), metrics_lines(self.rows).encode())
+            write_bytes(join(self._out, METRICS_FILE), metrics_lines(self._rows).encode())
         for row in new:
             self._mirrors.add(row)
             self._watch.row(row)
-
-
-def _publish(
-    out: str,
-    data: str,
-    config: TrainConfig,
-    counts: Mapping[str, Any],
-    rows: Sequence[Row],
-    began: datetime,
-    watch: Watch,
-) -> Ended:
-    """The gate, the page, and run.json last."""
-    import ray
-
-    from deescal.report.train_page import write_train_page
-    from deescal.train.outcome import outcome
-    from deescal.train.tracking import loss_png
-
-    watch.step("comparing the export with what was trained")
-    # In a task: on a cluster the GPU is another node's. An engine takes what the workers had.
-    gate = ray.remote(num_gpus=1 if config.workers.num_gpus else 0, num_cpus=1, max_retries=0)(_gate)
-    with users_errors():
-        parity = ray.get(gate.remote(out, config.model_dump(mode="json")))
-    write_json(join(out, "parity.json"), parity)
-    metrics = read_metrics(metrics_lines(rows).splitlines())
-    validation = read_table(join(out, "validation.parquet")).to_pylist()
-    run = {
-        "deescal": __version__,
-        "started_at": began.isoformat(timespec="seconds"),
-        "wall_s": (datetime.now(UTC) - began).total_seconds(),
-        "base": {"model": config.model, "identity": identity(config.model)},
-        "data": {"uri": data, "splits": dict(counts)},
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "ray")},
-        "config": config.model_dump(mode="json"),
-        "result": outcome(metrics, validation, parity),
-        "parity": parity,
-    }
-    with writing(join(out, "loss.png")) as file:
-        loss_png(metrics, file)
-    stats = join(data, "stats.json")
-    write_train_page(run, out, read_json(stats) if exists(stats) else None)
-    write_json(join(out, "run.json"), run)
-    return Ended(out, run)
-
-
-def _gate(out: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Ray's task: merge if asked for, then `check_export`; the folders are brought here and back."""
-    from deescal.train.export import merge_adapter
-    from deescal.train.parity import check_export
-    from deescal.train.trace import Trace
-
-    settings = TrainConfig.model_validate(config)
-    trained = Trace(**read_json(join(out, "trainer_trace.json")))
-    with tempfile.TemporaryDirectory() as folder:
-        adapter, merged = f"{folder}/adapter", None
-        get_folder(join(out, "adapter"), adapter)
-        if settings.export.merge and settings.method != "full":
-            merged = f"{folder}/merged"
-            merge_adapter(settings.model, adapter, merged)
-            put_folder(merged, join(out, "merged"))
-        return check_export(trained, adapter, settings, merged)

@@ -96,12 +96,11 @@ def _states(config: TrainConfig, shape: ModelShape, on_gpu: bool) -> tuple[dict[
     trained = shape.n_params if full else shape.n_lora
     e, base = _bytes(config), weight_bytes(config, shape)
     if config.strategy.name == "ddp":
-        one = e if full else 4  # PEFT keeps adapters in float32
-        states = {
-            "weights": base + (0 if full else one * trained),
-            "gradients": one * trained,
-            "optimizer": 2 * one * trained,
-            "communication": one * trained if n_workers > 1 else 0,
+        states = {  # what is trained is in float32: PEFT keeps adapters so
+            "weights": base + (0 if full else 4 * trained),
+            "gradients": 4 * trained,
+            "optimizer": 8 * trained,
+            "communication": 4 * trained if n_workers > 1 else 0,
         }
         return states, 0.0
     weights = base + (0 if full else e * trained)  # DeepSpeed casts adapters to the model's type, and keeps a copy

@@ -157,8 +157,12 @@ def _rows(trained: Trace, folder: str, config: TrainConfig, merged_folder: str |
     loaded = compare(trained, fresh, export, "trained | export, transformers")
     yield loaded
     changed = partial(measure_effect, base, fresh, what="base | export, transformers")
+    on = "trained on 4 bits |" if quantised else "trained |"
     if not export.engine or not math.isfinite(loaded.mean_difference):
         yield changed(noise=loaded.mean_difference)
+        if merged_folder and not quantised:  # what it would be compared with has the base in 4 bits
+            (merged,) = trace_engine("transformers", merged_folder, [None], trained, config)
+            yield compare(trained, merged, export, f"{on} merged, transformers")
         return
     engine_base, served = _base_and_tuned("vllm", folder, trained, config)
     what = "base: 4 bits, transformers | whole, vLLM" if quantised else "base: transformers | vLLM"
@@ -167,7 +171,6 @@ def _rows(trained: Trace, folder: str, config: TrainConfig, merged_folder: str |
     noise = loaded.mean_difference if quantised else bases.mean_difference
     yield changed(noise=noise)
     yield measure_effect(engine_base, served, noise, "base | export, vLLM")
-    on = "trained on 4 bits |" if quantised else "trained |"
     yield compare(trained, served, export, f"{on} export, vLLM", bases.mean_difference)
     if merged_folder:
         (merged,) = trace_engine("vllm", merged_folder, [None], trained, config)

@@ -66,9 +66,7 @@ class TrainProgress:
             self._first = row
         self._last = row
         self._progress.update(self._bar, completed=row["step"], detail=", ".join(self._detail(row)))
-        if not self._console.is_terminal and (
-            self._line_at is None or self._now() - self._line_at >= self._line_every_s
-        ):
+        if not self._console.is_terminal and self._now() - self._line_at >= self._line_every_s:
             self._print_row(row)
 
     def _detail(self, row: Row) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from deescal.train.attention import register
+from deescal.errors import UserError
+from deescal.train.attention import check_apart, register
 from deescal.train.data import TokenData
 from deescal.train.pack import collate, collate_padded
 
@@ -68,10 +69,13 @@ def loss_and_gradients(model: Any, batch: dict[str, Any]) -> tuple[float, dict[s
     return loss.item(), {name: weight.grad for name, weight in model.named_parameters()}
 
 
+@pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("packed", [True, False])
-def test_losses_and_gradients_are_those_with_a_mask(models: tuple[Any, Any], packed: bool) -> None:
+def test_losses_and_gradients_are_those_with_a_mask(models: tuple[Any, Any], packed: bool, checkpointing: bool) -> None:
     import torch
 
+    if checkpointing:
+        models[1].gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tokens = TokenData(token_table([20, 33, 7, 41]))
     rows = [[tokens[i]] for i in range(4)]
     batch = collate(rows) if packed else collate_padded(rows, pad_id=0)
@@ -89,6 +93,25 @@ def test_generation_is_the_same(models: tuple[Any, Any], use_cache: bool) -> Non
     options = {"max_new_tokens": 12, "do_sample": False, "use_cache": use_cache}
     stock, ours = (m.eval().generate(prompt, attention_mask=torch.ones_like(prompt), **options) for m in models)
     assert stock.tolist() == ours.tolist()
+
+
+def test_examples_that_are_kept_apart_pass(models: tuple[Any, Any]) -> None:
+    for model in models:
+        model.config.use_cache = False  # as `load_base` leaves it
+        check_apart(model, range(3, 20))
+        assert model.training
+
+
+def test_layers_that_do_not_tell_attention_where_examples_end_are_refused() -> None:
+    import torch
+    from transformers import StableLmConfig, StableLmForCausalLM
+
+    torch.manual_seed(0)
+    model = StableLmForCausalLM(StableLmConfig(**SIZES))
+    model.set_attn_implementation(register())
+    model.config.use_cache = False
+    with pytest.raises(UserError, match="lets an example see the one before"):
+        check_apart(model, range(3, 20))
 
 
 def test_padding_on_the_left_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -67,6 +68,16 @@ def test_a_column_is_missing(place: Path) -> None:
     assert "column(s) messages missing" in said(place, data="columns")
 
 
+def test_no_civilian_turn(place: Path) -> None:
+    folder = place / "silent"
+    write_dataset(folder)
+    file = folder / "examples/train.parquet"
+    table = pq.read_table(file)
+    at = table.column_names.index("n_target_tokens")
+    pq.write_table(table.set_column(at, table.schema.field(at), pa.array([0] * len(table), pa.int32())), file)
+    assert "no civilian turn to learn" in said(place, data="silent")
+
+
 def test_no_such_model(place: Path) -> None:
     assert "model 'nobody': neither a folder nor" in said(place, "model=nobody")
 
@@ -88,4 +99,5 @@ def test_kernels_that_cannot_run(place: Path) -> None:
 def test_settings_that_do_not_go_together(place: Path) -> None:
     assert "must be a multiple of" in said(place, "data.sequences_per_step=3", "workers.workers=2")
     assert "offload needs zero2 or zero3" in said(place, "strategy.offload=optimizer")
+    assert "set strategy.name=zero2 or zero3, or dtype=float32" in said(place, "method=full")
     assert "unknown key 'lr'" in said(place, "lr=1")

@@ -184,6 +184,19 @@ def test_a_complete_run_is_not_run_again_and_another_config_is_refused(place: Pa
         run(place, "undisturbed", "optim.learning_rate=0.02")
 
 
+def test_a_complete_run_is_merged_when_asked_for(place: Path, undisturbed: Ended) -> None:
+    metrics = Path(undisturbed.out) / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns
+    merged = run(place, "undisturbed", "export.merge=true")
+    assert merged.good
+    assert metrics.stat().st_mtime_ns == before
+    assert "trained | merged, transformers" in [row["what"] for row in merged.run["parity"]["rows"]]
+    assert (Path(merged.out) / "merged/model.safetensors").exists()
+    assert merged.run["wall_s"] == undisturbed.run["wall_s"]
+    with pytest.raises(UserError, match=r"asked with export.parity_prompts=2"):
+        run(place, "undisturbed", "export.parity_prompts=3")
+
+
 def test_kill_9_of_a_worker(place: Path, undisturbed: Ended) -> None:
     with worker_killed(place / "killed"):
         killed = run(place, "killed")

@@ -118,7 +118,7 @@ def test_without_the_engine_vllm_is_not_asked(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_whole_model_is_loaded_in_place_of_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
     engines = Engines(monkeypatch)
-    assert check_export(TUNED, "out", TrainConfig(method="full", export=GATE))["good"]
+    assert check_export(TUNED, "out", TrainConfig(method="full", dtype="float32", export=GATE))["good"]
     assert [model for _, model in engines.asked] == ["smollm2-135m", "out"] * 2
 
 

@@ -91,7 +91,7 @@ def test_speed_on_two_cores_is_near_the_measured_one() -> None:
         ("T4", {}, {"strategy.gradient_checkpointing": True}),
         (
             "A10G",
-            {"method": "full", "strategy.gradient_checkpointing": True},
+            {"method": "full", "strategy.name": "zero2", "strategy.gradient_checkpointing": True},
             {"method": "qlora"},
         ),
         (
