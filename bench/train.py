@@ -5,10 +5,9 @@
 
 The reference's settings: transformers' Trainer, two examples a batch, padding to the longest, loss on every token. It
 trains once on the same examples, and once on rows as it makes them itself: whole scenarios, cut at the limit, whoever
-speaks. All train the same weights in the same precision, without gradient checkpointing, each in a process of its own
-(packed and padded with the environment that `deescal train` gives its workers). Each goes once through all of its rows;
-useful tokens are those of civilian turns. Also checks that packed and padded losses of the same examples are equal in
-float32.
+speaks. All train the same weights in the same precision, without gradient checkpointing, each in a process of its own,
+once through all of its rows; useful tokens are those of civilian turns. Also checks that packed and padded losses of
+the same examples are equal in float32.
 
 --random makes a model of a family's shape with random weights, and full sequences of random tokens, a third of them
 targets: the shape is what speed and memory depend on.
@@ -18,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -42,7 +40,6 @@ from deescal.schema import TOKENS, Row, to_table
 from deescal.storage import join
 from deescal.train.config import TrainConfig
 from deescal.train.data import Encode, Sequences, TokenData, read_examples
-from deescal.train.job import CPU_ENVIRONMENT
 from deescal.train.losses import example_losses, mean_loss
 from deescal.train.masks import ChatEncoder
 from deescal.train.model import load_base, load_for_training
@@ -231,9 +228,8 @@ def main() -> None:
     for number in range(1, args.rounds + 1):
         useful: dict[str, float] = {}
         for way in WAYS:
-            ours = {} if way.startswith("reference") or torch.cuda.is_available() else CPU_ENVIRONMENT
             command = [sys.executable, *sys.argv, "--way", way]
-            done = subprocess.run(command, env={**os.environ, **ours}, stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found = json.loads(done.stdout.splitlines()[-1])
             useful[way] = found["learned"] / found["seconds"]
             print(

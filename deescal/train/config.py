@@ -123,6 +123,8 @@ class TrainConfig(Config):
             )
         if self.method == "qlora" and self.strategy.name == "zero3":
             raise ValueError("qlora does not go with zero3, which cannot shard 4-bit weights: use ddp or zero2")
+        if self.method == "qlora" and self.export.merge and not self.export.engine:
+            raise ValueError("export.merge after qlora can only be compared in vLLM: leave export.engine on")
         if self.method == "full" and self.strategy.name == "ddp" and self.dtype == "bfloat16":
             # Adapters are float32 whatever the base is, and DeepSpeed keeps a float32 copy of what it trains.
             raise ValueError(

@@ -34,6 +34,7 @@ def finish(trainer: Any, config: TrainConfig, prompts: Sequence[Mapping[str, Any
 
     from deescal.dataset.chat import load_tokenizer
     from deescal.train.export import export_adapter
+    from deescal.train.masks import ChatEncoder
     from deescal.train.trace import trace_model
 
     reported = [r for r in ray.train.get_all_reported_checkpoints() if isfinite(r.metrics["validation_loss"])]
@@ -47,12 +48,12 @@ def finish(trainer: Any, config: TrainConfig, prompts: Sequence[Mapping[str, Any
     is_first = trainer.args.process_index == 0
     tokenizer = load_tokenizer(config.model)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    model.eval()
     if is_first or is_zero3(trainer):  # whose weights come together in a forward pass of all ranks only
-        with trainer.accelerator.autocast():  # which is else around the model's own forward pass alone, not `generate`
-            replies = sample_replies(model, tokenizer, config, prompts)
-            ids = [p["input_ids"] for p in prompts[: config.export.parity_prompts]]
-            trace = trace_model(model, tokenizer, ids, config.export.parity_new_tokens)
+        stop_ids = ChatEncoder(tokenizer).end_of_turn
+        ids = [p["input_ids"] for p in prompts[: config.export.parity_prompts]]
+        with trainer.accelerator.autocast():  # which is else around the model's own forward pass alone
+            replies = sample_replies(model, tokenizer, config, prompts, stop_ids)
+            trace = trace_model(model, ids, stop_ids, config.export.parity_new_tokens, together=is_zero3(trainer))
     with gathered(trainer):
         if is_first:
             write_json(join(out, "replies.json"), replies)
@@ -100,46 +101,30 @@ def gathered(trainer: Any, *, modify: bool = False) -> Iterator[None]:
 
 
 def sample_replies(
-    model: Any, tokenizer: Any, config: TrainConfig, prompts: Sequence[Mapping[str, Any]]
+    model: Any, tokenizer: Any, config: TrainConfig, prompts: Sequence[Mapping[str, Any]], stop_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Greedy replies of the base and of the tuned model to the first prompts, beside what the civilian really said."""
     from peft import PeftModel
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    from deescal.train.masks import ChatEncoder
     from deescal.train.model import load_base
+    from deescal.train.trace import trace_model
 
-    stop = ChatEncoder(tokenizer).end_of_turn
     chosen = prompts[: config.tracking.sample_prompts]
-    n_new = config.tracking.sample_new_tokens
-    tuned = [reply(model, tokenizer, p["input_ids"], n_new, stop) for p in chosen]
+    if not chosen:
+        return []
+
+    def replies(model: Any) -> list[str]:
+        ids, new_tokens = [p["input_ids"] for p in chosen], config.tracking.sample_new_tokens
+        trace = trace_model(model, ids, stop_ids, new_tokens, together=config.strategy.name == "zero3")
+        return [text.strip() for text in tokenizer.batch_decode(trace.replies, skip_special_tokens=True)]
+
+    tuned = replies(model)
     if isinstance(model, PeftModel):
         with model.disable_adapter():
-            base = [reply(model, tokenizer, p["input_ids"], n_new, stop) for p in chosen]
+            base = replies(model)
     else:
         unset_hf_deepspeed_config()  # else it is spread as the trained one is, with no engine to bring it together
-        before = load_base(config, model.device).to(model.device).eval()
-        base = [reply(before, tokenizer, p["input_ids"], n_new, stop) for p in chosen]
+        base = replies(load_base(config, model.device).to(model.device))
     fields = ("example_id", "scenario_id", "messages", "reference")
     return [{**{f: p[f] for f in fields}, "base": b, "tuned": t} for p, b, t in zip(chosen, base, tuned, strict=True)]
-
-
-def reply(model: Any, tokenizer: Any, prompt: Sequence[int], new_tokens: int, stop: Sequence[int]) -> str:
-    """The model's greedy continuation of a prompt up to one of the tokens that end a turn."""
-    import torch
-
-    ids = torch.tensor([list(prompt)], device=model.device)
-    with torch.no_grad():
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=list(stop),
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            use_cache=True,
-        )
-    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()

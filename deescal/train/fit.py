@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from deescal.config import explain
 from deescal.errors import UserError
 from deescal.train.config import TrainConfig
-from deescal.train.memory import GIB, TARGET_SHARE, Memory, estimate_memory
+from deescal.train.memory import GIB, MOST_TARGETS, Memory, estimate_memory
 from deescal.train.shape import ModelShape, load_shape
 
 USABLE_SHARE = 0.92  # of a device's memory: the rest is lost between allocations
@@ -21,8 +21,10 @@ SHORTEST_TOKENS = 256  # of a sequence that is proposed
 Overrides = dict[str, Any]  # as on the command line: dotted key -> value
 
 
-def check_memory(config: TrainConfig) -> None:
+def check_memory(config: TrainConfig, target_share: float = 0.0) -> None:
     """Raises UserError where this machine, or its first GPU, has too little for the config's workers.
+
+    With a `target_share` of 0, as long as it is not known, it refuses only what cannot be whatever the data.
 
     Of a cluster's machines nothing is known here: with RAY_ADDRESS set nothing is checked, nor where the workers ask
     for GPUs and there are none.
@@ -37,10 +39,10 @@ def check_memory(config: TrainConfig) -> None:
             return
         available_gib = torch.cuda.get_device_properties(0).total_memory / GIB * min(1.0, config.workers.num_gpus)
     shape = load_shape(config)
-    needed_gib = needed(config, estimate_memory(config, shape, on_gpu=on_gpu), on_gpu=on_gpu)
+    needed_gib = needed(config, estimate_memory(config, shape, on_gpu=on_gpu, target_share=target_share), on_gpu=on_gpu)
     if fits(needed_gib, available_gib):
         return
-    found = first_fit(config, shape, available_gib, on_gpu=on_gpu)
+    found = first_fit(config, shape, available_gib, on_gpu=on_gpu, target_share=target_share)
     where = "on a GPU" if on_gpu else f"for {config.workers.workers} worker(s) on this machine"
     raise UserError(
         f"not enough memory: {config.method} of '{config.model}' in sequences of {config.data.max_tokens} tokens needs "
@@ -72,7 +74,7 @@ def first_fit(
     available_gib: float,
     *,
     on_gpu: bool,
-    target_share: float = TARGET_SHARE,
+    target_share: float = MOST_TARGETS,
 ) -> Overrides | None:
     """The first change that makes the config fit, from harmless to painful; None where none does."""
     for overrides in _changes(config, on_gpu):

@@ -4,7 +4,8 @@
 <out>/tokens/       TOKENS of the splits, made once
 <out>/checkpoints/  Ray Train's: the best ones and the last, `step-0000050`
 <out>/metrics.jsonl, tensorboard/, loss.png, report.html
-<out>/adapter/, merged/, validation.parquet, replies.json, parity.json   see deescal.train.finish and .parity
+<out>/adapter/, validation.parquet, replies.json, trainer_trace.json   see deescal.train.finish
+<out>/merged/, parity.json   see deescal.train.publish
 <out>/run.json      how it ended, written last: its presence says complete
 """
 
@@ -37,17 +38,11 @@ from deescal.storage import (
 from deescal.train.config import ExportConfig, TrainConfig
 from deescal.train.data import check_dataset, read_examples, read_tokens, split_version, tokenize
 from deescal.train.mirrors import Mirrors, check_tracking
-from deescal.train.publish import begin_run, prove
+from deescal.train.pack import most_targets
+from deescal.train.publish import describe_run, prove
 from deescal.train.tracking import METRICS_FILE, metrics_lines
 
 RAYS_LIST = "checkpoint_manager_snapshot.json"  # Ray Train's, of the checkpoints that there are
-# For training on processors, where a sixth of the time went into asking the system for memory just given back: pages of
-# 2 MiB for tensors (torch), and freed memory kept (glibc). Costs a fifth more of it; bench/train.py measures both.
-CPU_ENVIRONMENT = {
-    "THP_MEM_ALLOC_ENABLE": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**31),
-}
 POLL_S = 1.0
 SAVE_EVERY_S = 10.0  # metrics.jsonl, while it grows
 
@@ -106,14 +101,14 @@ def train(data: str, out: str, config: TrainConfig, watch: Watch | None = None) 
     splits = ["train", config.data.validation_split]
     load_shape(config)  # refuses what is no model, or takes shorter sequences
     check_dataset(data, splits)
-    check_tracking(config.tracking)
-    check_kernels(config)
-    check_memory(config)
     if config.export.merge and config.method != "full":
         check_mergeable(config.model)
     there = _begin(out, data, config)
     if there is not None:
-        return Ended(out, there if _same_export(out, there, config) else _prove_again(out, there, config, watch))
+        return Ended(out, there if _stands(out, there, config) else _prove_again(out, there, config, watch))
+    check_tracking(config.tracking)
+    check_kernels(config)
+    check_memory(config)
     start([config])
     check_place(join(out, "job.json"))
     watch.step("tokenizing")
@@ -123,7 +118,7 @@ def train(data: str, out: str, config: TrainConfig, watch: Watch | None = None) 
     prompts = _prompts(data, config, watch)
     watch.begin(n_steps, counts)
     _fit(out, config, prompts, watch)
-    return Ended(out, _prove(out, begin_run(data, config, counts, began), watch))
+    return Ended(out, _prove(out, describe_run(data, config, counts, began), config, watch))
 
 
 def check_kernels(config: TrainConfig) -> None:
@@ -169,34 +164,34 @@ def _begin(out: str, data: str, config: TrainConfig) -> dict[str, Any] | None:
     return None
 
 
-def _same_export(out: str, run: Mapping[str, Any], config: TrainConfig) -> bool:
-    """Whether a complete run's export is the one that is asked for; else all but what training decided may differ."""
-    before = ExportConfig.model_validate(run["config"]["export"])
-    if (before.parity_prompts, before.parity_new_tokens) != (
-        config.export.parity_prompts,
-        config.export.parity_new_tokens,
-    ):
+def _stands(out: str, run: Mapping[str, Any], config: TrainConfig) -> bool:
+    """Whether a complete run's export is good and the one asked for; all but what training decided may differ."""
+    before, asked = ExportConfig.model_validate(run["config"]["export"]), config.export
+    if (before.parity_prompts, before.parity_new_tokens) != (asked.parity_prompts, asked.parity_new_tokens):
         raise UserError(
             f"--out '{out}': complete, and the trained model was asked with export.parity_prompts="
             f"{before.parity_prompts}, export.parity_new_tokens={before.parity_new_tokens}: leave them, or give another"
         )
-    return before == config.export
+    return before == asked and run["parity"]["good"]
 
 
 def _prove_again(out: str, run: Mapping[str, Any], config: TrainConfig, watch: Watch) -> dict[str, Any]:
-    """A complete run's export once more, by other rules, or merged."""
-    start([config])
+    """A complete run's export once more: refused before, or by other rules, or merged."""
+    start_ray(config.ray, 2.0, {"GPU": 1.0} if config.workers.num_gpus else {})
+    check_place(join(out, "run.json"))
     export = config.export.model_dump(mode="json")
-    return _prove(out, {**run, "config": {**run["config"], "export": export}}, watch)
+    return _prove(out, {**run, "config": {**run["config"], "export": export}}, config, watch)
 
 
-def _prove(out: str, run: Mapping[str, Any], watch: Watch) -> dict[str, Any]:
+def _prove(out: str, run: Mapping[str, Any], config: TrainConfig, watch: Watch) -> dict[str, Any]:
     watch.step("comparing the export with what was trained")
     with users_errors():
-        return prove(out, run)
+        return prove(out, run, on_gpu=bool(config.workers.num_gpus))
 
 
 def _check_tokens(out: str, counts: Mapping[str, Any], config: TrainConfig) -> int:
+    """Steps; refuses examples that are too long, and sequences that learn more at once than there is memory for."""
+    from deescal.train.fit import check_memory
     from deescal.train.trainer import plan_training
 
     for split in counts:
@@ -206,7 +201,10 @@ def _check_tokens(out: str, counts: Mapping[str, Any], config: TrainConfig) -> i
                 f"'{config.model}', data.max_tokens={config.data.max_tokens}: raise it, or build the dataset with "
                 f"examples.tokenizer={config.model}"
             )
-    return plan_training(config, read_tokens(out, "train").lengths.tolist())[2]
+    tokens = read_tokens(out, "train")
+    packs, _, n_steps = plan_training(config, tokens.lengths.tolist())
+    check_memory(config, most_targets(packs, tokens.n_targets.tolist(), config.data))
+    return n_steps
 
 
 def _prompts(data: str, config: TrainConfig, watch: Watch) -> list[dict[str, Any]]:
@@ -284,7 +282,6 @@ def _fit(out: str, config: TrainConfig, prompts: Sequence[Mapping[str, Any]], wa
             failure_config=FailureConfig(max_failures=config.checkpoints.max_failures),
             checkpoint_config=kept,
             logging_config=LoggingConfig(log_level="ERROR"),
-            worker_runtime_env={} if one.num_gpus else {"env_vars": CPU_ENVIRONMENT},
             **storage,
         ),
     )
@@ -292,7 +289,9 @@ def _fit(out: str, config: TrainConfig, prompts: Sequence[Mapping[str, Any]], wa
 
     def fit() -> None:
         try:
-            trainer.fit()
+            ended: Any = trainer.fit()  # version 2's, which returns what the first worker does
+            if refused := (ended.return_value or {}).get("refused"):
+                trouble.append(UserError(refused))
         except BaseException as error:
             trouble.append(error)
 

@@ -13,8 +13,13 @@ from typing import Any
 import numpy as np
 
 from deescal.errors import UserError
+from deescal.train.config import DataConfig
 
 IGNORE = -100  # transformers' label of a token without loss
+# Examples, and the positions whose logits are computed, are filled up to a multiple of so many. On processors matrix
+# products are compiled and kept for every shape that comes along: 15 MB for each new length of an example in attention
+# alone, and more lost in a heap with those between.
+SHAPE_MULTIPLE = 128
 
 
 def plan_packs(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -59,6 +64,12 @@ def count_steps(n_sequences: int, per_step: int, epochs: float, max_steps: int |
     return max(1, min(steps, max_steps or steps))
 
 
+def most_targets(packs: Sequence[Sequence[int]], n_targets: Sequence[int], data: DataConfig) -> float:
+    """Share of a forward pass' tokens that are learned, at most; `n_targets` of each example."""
+    learned = sorted((sum(n_targets[i] for i in pack) for pack in packs), reverse=True)
+    return sum(learned[: data.sequences_at_once]) / (data.sequences_at_once * data.max_tokens)
+
+
 def order_sequences(lengths: Sequence[int], n: int, per_step: int, seed: int, *, alike: bool) -> list[int]:
     """The first `n` sequences to train on: epoch after epoch, each in its own seeded order.
 
@@ -91,24 +102,23 @@ def collate(sequences: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     Returns:
         input_ids, position_ids [1, tokens]; logits_to_keep [targets], the positions whose next token is a target;
         shift_labels [1, targets], those tokens; labels, the same, by which the Trainer knows that there is a loss;
-        example_tokens, the tokens of each example, by which `packed_sdpa` keeps them apart.
+        example_tokens, the tokens of each example, by which `packed_sdpa` keeps them apart. Filled up: examples at
+        their end, which no token before it sees; targets by the last one again, with label -100.
     """
     import torch
 
     rows = [row for sequence in sequences for row in sequence]
-    input_ids = np.concatenate([np.asarray(row["input_ids"], dtype=np.int64) for row in rows])
-    positions = np.concatenate([np.arange(len(row["input_ids"])) for row in rows])
-    target = np.concatenate([np.asarray(row["is_target"], dtype=bool) for row in rows])
+    input_ids = np.concatenate([_fill_up(np.asarray(row["input_ids"], dtype=np.int64)) for row in rows])
+    target = np.concatenate([_fill_up(np.asarray(row["is_target"], dtype=bool)) for row in rows])
+    lengths = [len(row["input_ids"]) + _missing(len(row["input_ids"])) for row in rows]
+    positions = np.concatenate([np.arange(length) for length in lengths])
     target[positions == 0] = False  # no token comes before it to foretell it
     keep = np.flatnonzero(target) - 1
-    labels = torch.from_numpy(input_ids[keep + 1])[None]
     return {
         "input_ids": torch.from_numpy(input_ids)[None],
         "position_ids": torch.from_numpy(positions)[None],
-        "logits_to_keep": torch.from_numpy(keep),
-        "shift_labels": labels,
-        "labels": labels,
-        "example_tokens": tuple(len(row["input_ids"]) for row in rows),
+        **_targets(keep, input_ids[None, keep + 1]),
+        "example_tokens": tuple(lengths),
     }
 
 
@@ -117,12 +127,13 @@ def collate_padded(sequences: Sequence[Sequence[Mapping[str, Any]]], pad_id: int
 
     Returns:
         input_ids, attention_mask [examples, longest]; logits_to_keep [columns with a target after them in any row];
-        shift_labels, labels [examples, columns kept], -100 where a row has no target there.
+        shift_labels, labels [examples, columns kept], -100 where a row has no target there. Filled up as `collate`'s.
     """
     import torch
 
     rows = [row for sequence in sequences for row in sequence]
-    shape = (len(rows), max(len(row["input_ids"]) for row in rows))
+    longest = max(len(row["input_ids"]) for row in rows)
+    shape = (len(rows), longest + _missing(longest))
     input_ids = np.full(shape, pad_id, dtype=np.int64)
     attention = np.zeros(shape, dtype=np.int64)
     after = np.full(shape, IGNORE, dtype=np.int64)  # the token after each, where it is a target
@@ -131,11 +142,30 @@ def collate_padded(sequences: Sequence[Sequence[Mapping[str, Any]]], pad_id: int
         input_ids[i, : len(ids)], attention[i, : len(ids)] = ids, 1
         after[i, : len(ids) - 1] = np.where(target[1:], ids[1:], IGNORE)
     keep = np.flatnonzero((after != IGNORE).any(axis=0))
-    labels = torch.from_numpy(np.ascontiguousarray(after[:, keep]))
     return {
         "input_ids": torch.from_numpy(input_ids),
         "attention_mask": torch.from_numpy(attention),
-        "logits_to_keep": torch.from_numpy(keep),
-        "shift_labels": labels,
-        "labels": labels,
+        **_targets(keep, after[:, keep]),
+    }
+
+
+def _missing(n: int) -> int:
+    return -n % SHAPE_MULTIPLE
+
+
+def _fill_up(values: np.ndarray) -> np.ndarray:
+    return np.pad(values, (0, _missing(len(values))))
+
+
+def _targets(keep: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Positions [n] and labels [rows, n] as the model takes them, filled up."""
+    import torch
+
+    missing = _missing(len(keep))
+    filled = np.pad(labels, ((0, 0), (0, missing)), constant_values=IGNORE)
+    labels_kept = torch.from_numpy(np.ascontiguousarray(filled))
+    return {
+        "logits_to_keep": torch.from_numpy(np.concatenate([keep, keep[-1:].repeat(missing)])),
+        "shift_labels": labels_kept,
+        "labels": labels_kept,
     }

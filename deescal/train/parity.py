@@ -160,7 +160,7 @@ def _rows(trained: Trace, folder: str, config: TrainConfig, merged_folder: str |
     on = "trained on 4 bits |" if quantised else "trained |"
     if not export.engine or not math.isfinite(loaded.mean_difference):
         yield changed(noise=loaded.mean_difference)
-        if merged_folder and not quantised:  # what it would be compared with has the base in 4 bits
+        if merged_folder:
             (merged,) = trace_engine("transformers", merged_folder, [None], trained, config)
             yield compare(trained, merged, export, f"{on} merged, transformers")
         return

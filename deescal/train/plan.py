@@ -13,9 +13,9 @@ from deescal.errors import UserError
 from deescal.storage import exists, join, read_json
 from deescal.train.config import TrainConfig
 from deescal.train.fit import Overrides, as_arguments, change, first_fit, fits, machine_gib, needed
-from deescal.train.flops import Gpu, find_gpu, hardware_flops, parse_gpus, peak
-from deescal.train.memory import GIB, TARGET_SHARE, Memory, estimate_memory
-from deescal.train.pack import count_steps, plan_packs
+from deescal.train.flops import TARGET_SHARE, Gpu, find_gpu, hardware_flops, parse_gpus, peak
+from deescal.train.memory import GIB, MOST_TARGETS, Memory, estimate_memory
+from deescal.train.pack import count_steps, most_targets, plan_packs
 from deescal.train.shape import ModelShape, load_shape
 
 # torchtune tunes Llama-3.2-3B with QLoRA and checkpointing on an A100 at 0.50 of the peak with torch.compile, which
@@ -34,7 +34,7 @@ class Tokens:
     sequences: int
     tokens: int
     target_tokens: int
-    most_targets: int  # of one worker's forward pass, at most
+    most_targets: float  # share of a forward pass' tokens that are learned, at most
 
     @property
     def target_share(self) -> float:
@@ -81,7 +81,7 @@ def plan(config: TrainConfig, gpus: str | None = None, data: str | None = None) 
     on_gpu = gpu is not None
     shape = load_shape(config)
     tokens = count_tokens(data, config) if data else None
-    most = _most_target_share(config, tokens)
+    most = tokens.most_targets if tokens else MOST_TARGETS
     memory = estimate_memory(config, shape, on_gpu=on_gpu, target_share=most)
     needed_gib, available_gib = needed(config, memory, on_gpu=on_gpu), gpu.memory_gib if gpu else machine_gib()
     proposal = None
@@ -102,12 +102,11 @@ def count_tokens(data: str, config: TrainConfig) -> Tokens:
     check_dataset(data, ["train"])
     table = read_examples(data, "train", ["example_id", "n_tokens", "n_target_tokens"])
     lengths, targets = table["n_tokens"].to_pylist(), table["n_target_tokens"].to_pylist()
-    if not sum(targets):
-        raise UserError(f"--data '{data}': no civilian turn to learn in the train split")
+    if None in lengths or None in targets:
+        raise UserError(f"--data '{data}': its tokens were not counted; build it again with examples.tokenizer")
     packs = plan_packs(lengths, config.data.max_tokens)
     if not config.data.packing:
         packs = [[i] for i in range(len(lengths))]
-    most = sorted((sum(targets[i] for i in pack) for pack in packs), reverse=True)
     stats = join(data, "stats.json")
     return Tokens(
         tokenizer=read_json(stats).get("tokenizer") if exists(stats) else None,
@@ -115,7 +114,7 @@ def count_tokens(data: str, config: TrainConfig) -> Tokens:
         sequences=len(packs),
         tokens=sum(lengths),
         target_tokens=sum(targets),
-        most_targets=sum(most[: config.data.sequences_at_once]),
+        most_targets=most_targets(packs, targets, config.data),
     )
 
 
@@ -143,13 +142,6 @@ def show_plan(plan: Plan) -> None:
     console.print(table)
     for line in [*_time_lines(plan), *_notes(plan), _verdict(plan)]:
         console.print(line)
-
-
-def _most_target_share(config: TrainConfig, tokens: Tokens | None) -> float:
-    """Of a forward pass' tokens, those learned, at most."""
-    if tokens is None:
-        return TARGET_SHARE
-    return tokens.most_targets / (config.data.sequences_at_once * config.data.max_tokens)
 
 
 def _time(

@@ -25,7 +25,7 @@ from deescal.train.config import TrainConfig
 from deescal.train.tracking import METRICS_FILE, read_metrics
 
 
-def begin_run(data: str, config: TrainConfig, counts: Mapping[str, Any], began: datetime) -> dict[str, Any]:
+def describe_run(data: str, config: TrainConfig, counts: Mapping[str, Any], began: datetime) -> dict[str, Any]:
     """run.json of a run whose training is over: what it was made of.
 
     Args:
@@ -41,11 +41,12 @@ def begin_run(data: str, config: TrainConfig, counts: Mapping[str, Any], began: 
     }
 
 
-def prove(out: str, run: Mapping[str, Any]) -> dict[str, Any]:
-    """The gate, parity.json, the page, and run.json last.
+def prove(out: str, run: Mapping[str, Any], *, on_gpu: bool) -> dict[str, Any]:
+    """The gate, parity.json, merged/ where asked for, the page, and run.json last.
 
     Args:
-        run: of `begin_run`, or of a complete run, its config's `export` changed.
+        run: of `describe_run`, or of a complete run, its config's `export` changed.
+        on_gpu: give the engines one.
 
     Returns:
         run.json, with `wall_s` (of the first time), `result` and `parity`.
@@ -59,9 +60,8 @@ def prove(out: str, run: Mapping[str, Any]) -> dict[str, Any]:
     from deescal.train.outcome import outcome
     from deescal.train.tracking import loss_png
 
-    # In a task: on a cluster the GPU is another node's. An engine takes what the workers had.
-    n_gpus = 1 if run["config"]["workers"]["num_gpus"] else 0
-    gate = ray.remote(num_gpus=n_gpus, num_cpus=1, max_retries=0)(_gate)
+    # In a task: on a cluster the GPU is another node's.
+    gate = ray.remote(num_gpus=int(on_gpu), num_cpus=1, max_retries=0)(_gate)
     parity = ray.get(gate.remote(out, run["config"]))
     write_json(join(out, "parity.json"), parity)
     metrics = read_metrics(read_bytes(join(out, METRICS_FILE)).decode().splitlines())
@@ -95,5 +95,7 @@ def _gate(out: str, config: Mapping[str, Any]) -> dict[str, Any]:
         if settings.export.merge and settings.method != "full":
             merged = f"{folder}/merged"
             merge_adapter(settings.model, adapter, merged)
+        parity = check_export(trained, adapter, settings, merged)
+        if merged:
             put_folder(merged, join(out, "merged"))
-        return check_export(trained, adapter, settings, merged)
+        return parity

@@ -41,14 +41,16 @@ class Trace:
     margins: list[list[float]]  # log-probability of the best token over the second best, at each step of the reply
 
 
-def trace_model(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> Trace:
+def trace_model(
+    model: Any, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], new_tokens: int, *, together: bool = False
+) -> Trace:
     """The trace of a transformers or PEFT model in memory, which is left as it was.
 
-    Where ZeRO-3 spreads the weights, every rank has to call it.
+    Args:
+        together: every rank calls it, and each makes as many passes, however short its reply: ZeRO-3 brings weights
+            together in every pass.
     """
-    of_model = model.generation_config.eos_token_id
-    stop_ids = {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])} - {None}
-    return _trace(model, [list(prompt) for prompt in prompts], sorted(stop_ids), new_tokens)
+    return _trace(model, [list(prompt) for prompt in prompts], list(stop_ids), new_tokens, together)
 
 
 def trace_engine(
@@ -118,20 +120,20 @@ def _run_transformers(
     return traces
 
 
-def _trace(model: Any, prompts: list[list[int]], stop_ids: list[int], new_tokens: int) -> Trace:
+def _trace(model: Any, prompts: list[list[int]], stop_ids: list[int], new_tokens: int, together: bool = False) -> Trace:
     import torch
 
     training = model.training
     model.eval()
     with torch.no_grad():
-        found = [_trace_prompt(model, prompt, stop_ids, new_tokens) for prompt in prompts]
+        found = [_trace_prompt(model, prompt, stop_ids, new_tokens, together) for prompt in prompts]
     model.train(training)
     logprobs, replies, margins = (list(column) for column in zip(*found, strict=True))
     return Trace(prompts, stop_ids, logprobs, replies, margins)
 
 
 def _trace_prompt(
-    model: Any, prompt: list[int], stop_ids: list[int], new_tokens: int
+    model: Any, prompt: list[int], stop_ids: list[int], new_tokens: int, together: bool
 ) -> tuple[list[float], list[int], list[float]]:
     """Log-probabilities, reply, margins. Not by `generate`, which heeds a model's own penalties and temperature."""
     import torch
@@ -147,8 +149,9 @@ def _trace_prompt(
         best = out.logits[0, -1].float().topk(2)
         reply.append(int(best.indices[0]))
         margins.append(float(best.values[0] - best.values[1]))
-        if reply[-1] in stop_ids or len(reply) == new_tokens:
-            return logprobs, reply, margins
+        stopped = next((n for n, token in enumerate(reply, 1) if token in stop_ids), None)
+        if len(reply) == new_tokens or (stopped and not together):
+            return logprobs, reply[:stopped], margins[:stopped]
         token = torch.tensor([[reply[-1]]], device=model.device)
         out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
 
@@ -181,6 +184,7 @@ def _run_vllm(
         enforce_eager=True,
         disable_log_stats=True,
         seed=config.seed,
+        generation_config="vllm",  # not the model's, which has penalties and ends of its own
         **options,
     )
     parameters = SamplingParams(

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deescal.errors import UserError
 from deescal.train.config import TrainConfig
 
 
@@ -22,6 +23,9 @@ def train_worker(work: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         work: `config` (of TrainConfig), `out` (the run's folder), `name` (of the run, for its folder on the node),
             `prompts` (held-out ones, see `finish`), `sink` (actor that the rows of metrics go to).
+
+    Returns:
+        What `finish` returns; or `refused`, why training cannot go on, in one line.
     """
     import ray.train
     import ray.train.torch
@@ -60,8 +64,11 @@ def train_worker(work: Mapping[str, Any]) -> dict[str, Any]:
         deepspeed=deepspeed,
     )
     trainer.args.eval_on_start = resumed is None
-    trainer.train(resume_from_checkpoint=resumed)
-    result = finish(trainer, config, work["prompts"], work["out"])
+    try:
+        trainer.train(resume_from_checkpoint=resumed)
+        result = finish(trainer, config, work["prompts"], work["out"])
+    except UserError as refusal:  # of all ranks alike; raised, Ray Train would try it `max_failures` times more
+        result = {"refused": str(refusal)}
     barrier()
     if ray.train.get_context().get_local_rank() == 0:
         shutil.rmtree(scratch, ignore_errors=True)

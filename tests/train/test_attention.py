@@ -107,7 +107,7 @@ def test_layers_that_do_not_tell_attention_where_examples_end_are_refused() -> N
     from transformers import StableLmConfig, StableLmForCausalLM
 
     torch.manual_seed(0)
-    model = StableLmForCausalLM(StableLmConfig(**SIZES))
+    model = StableLmForCausalLM(StableLmConfig(**SIZES, initializer_range=0.2))
     model.set_attn_implementation(register())
     model.config.use_cache = False
     with pytest.raises(UserError, match="lets an example see the one before"):

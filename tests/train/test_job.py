@@ -177,24 +177,26 @@ def test_a_run_learns_and_leaves_what_it_says(undisturbed: Ended) -> None:
 
 
 def test_a_complete_run_is_not_run_again_and_another_config_is_refused(place: Path, undisturbed: Ended) -> None:
-    before = (Path(undisturbed.out) / "metrics.jsonl").stat().st_mtime_ns
+    written = Path(undisturbed.out) / "run.json"
+    before = written.stat().st_mtime_ns
     assert run(place, "undisturbed").run == undisturbed.run
-    assert (Path(undisturbed.out) / "metrics.jsonl").stat().st_mtime_ns == before
+    assert written.stat().st_mtime_ns == before
     with pytest.raises(UserError, match="holds a fine-tune with another config"):
         run(place, "undisturbed", "optim.learning_rate=0.02")
 
 
 def test_a_complete_run_is_merged_when_asked_for(place: Path, undisturbed: Ended) -> None:
-    metrics = Path(undisturbed.out) / "metrics.jsonl"
+    shutil.copytree(undisturbed.out, place / "merged")
+    metrics = place / "merged/metrics.jsonl"
     before = metrics.stat().st_mtime_ns
-    merged = run(place, "undisturbed", "export.merge=true")
+    merged = run(place, "merged", "export.merge=true")
     assert merged.good
     assert metrics.stat().st_mtime_ns == before
     assert "trained | merged, transformers" in [row["what"] for row in merged.run["parity"]["rows"]]
     assert (Path(merged.out) / "merged/model.safetensors").exists()
     assert merged.run["wall_s"] == undisturbed.run["wall_s"]
     with pytest.raises(UserError, match=r"asked with export.parity_prompts=2"):
-        run(place, "undisturbed", "export.parity_prompts=3")
+        run(place, "merged", "export.parity_prompts=3")
 
 
 def test_kill_9_of_a_worker(place: Path, undisturbed: Ended) -> None:
@@ -226,6 +228,21 @@ def test_padded_rows_and_a_rate_that_does_harm(place: Path, undisturbed: Ended) 
     result = wild.run["result"]
     assert result["steps"] < N_STEPS
     assert result["best_step"] < result["steps"]
+
+
+def test_a_model_that_cannot_be_packed_is_refused(place: Path, undisturbed: Ended) -> None:
+    from transformers import AutoTokenizer, StableLmConfig, StableLmForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(place / "model")
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = StableLmForCausalLM(
+        StableLmConfig(vocab_size=len(tokenizer), num_key_value_heads=4, initializer_range=0.2, **sizes)
+    )
+    model.save_pretrained(place / "stablelm")
+    tokenizer.save_pretrained(place / "stablelm")
+    with pytest.raises(UserError, match="lets an example see the one before it"):
+        run(place, "leaky", f"model={place / 'stablelm'}")
+    assert not (place / "leaky/run.json").exists()
 
 
 def test_a_sweep_ends_in_one_list_whatever_fails(place: Path, undisturbed: Ended) -> None:
@@ -269,11 +286,14 @@ def test_zero2_on_two_workers_is_one_worker_and_goes_on_at_another_number(place:
     assert losses(resumed) == pytest.approx(losses(undisturbed), abs=1e-2)
 
 
-def test_full_fine_tuning_on_s3_exports_a_model(place: Path, s3: Any) -> None:
+@pytest.mark.engine
+def test_full_fine_tuning_with_zero3_on_s3_exports_a_model(place: Path, s3: Any) -> None:
     import ray
 
     ray.shutdown()  # workers have the environment of the Ray that starts them, hence the server's address
-    config = load_config(None, TrainConfig, settings(place, "method=full", "optim.learning_rate=0.003"))
+    config = load_config(
+        None, TrainConfig, settings(place, "method=full", "strategy.name=zero3", "optim.learning_rate=0.003")
+    )
     ended = train(str(place / "data"), "s3://videos/tuned", config)
     ray.shutdown()
     listed = {item["Key"] for item in s3.list_objects_v2(Bucket="videos", Prefix="tuned")["Contents"]}

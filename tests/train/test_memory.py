@@ -69,7 +69,7 @@ def kept_by_autograd(config: TrainConfig) -> int:
         return tensor
 
     bfloat16 = config.dtype == "bfloat16"
-    batch = two_examples(N_TOKENS, 0.01)  # hardly a logit
+    batch = two_examples(N_TOKENS, 0)  # not a logit
     with torch.autograd.graph.saved_tensors_hooks(see, lambda t: t), torch.autocast("cpu", torch.bfloat16, bfloat16):
         model(**batch, use_cache=False)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
@@ -249,5 +249,5 @@ def test_a_few_real_steps_on_cpu_peak_as_estimated() -> None:
         [sys.executable, "-c", STEPS, config.model_dump_json()], capture_output=True, text=True, check=True
     )
     measured_gib = float(done.stdout.split()[-1])
-    estimate = estimate_memory(config, load_shape(config), on_gpu=False)
+    estimate = estimate_memory(config, load_shape(config), on_gpu=False, target_share=0.35)
     assert estimate.gib == pytest.approx(measured_gib, rel=0.2)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from deescal.errors import UserError
 from deescal.train.data import Sequences, TokenData
 from deescal.train.losses import example_losses
-from deescal.train.pack import IGNORE, collate, collate_padded, count_steps, order_sequences, plan_packs
+from deescal.train.pack import IGNORE, SHAPE_MULTIPLE, collate, collate_padded, count_steps, order_sequences, plan_packs
 from tests.train.tiny import token_table
 
 LENGTHS = st.lists(st.integers(1, 100), max_size=200)
@@ -68,23 +68,35 @@ def test_alike_puts_like_lengths_together():
 def test_collated_targets_are_the_tokens_after_the_kept_positions():
     tokens = TokenData(token_table([7, 5, 9]))
     batch = collate([[tokens[0], tokens[2]], [tokens[1]]])
-    ids, keep = batch["input_ids"][0], batch["logits_to_keep"]
-    assert ids.tolist() == [int(t) for i in (0, 2, 1) for t in tokens[i]["input_ids"]]
-    assert batch["position_ids"][0].tolist() == [*range(7), *range(9), *range(5)]
-    assert batch["labels"][0].tolist() == ids[keep + 1].tolist()
-    # A first token is nobody's next one: no example foretells another's.
-    assert not set((keep + 1).tolist()) & {0, 7, 16}
+    ids, keep, labels = batch["input_ids"][0], batch["logits_to_keep"], batch["labels"][0]
+    starts = [0, SHAPE_MULTIPLE, 2 * SHAPE_MULTIPLE]
+    for i, start in zip((0, 2, 1), starts, strict=True):
+        assert ids[start : start + len(tokens[i]["input_ids"])].tolist() == tokens[i]["input_ids"].tolist()
+    assert batch["position_ids"][0].tolist() == [*range(SHAPE_MULTIPLE)] * 3
+    assert batch["example_tokens"] == (SHAPE_MULTIPLE,) * 3
     targets = sum(int(np.sum(tokens[i]["is_target"][1:])) for i in range(3))
-    assert keep.numel() == targets
+    assert labels[:targets].tolist() == ids[keep[:targets] + 1].tolist()
+    assert set(labels[targets:].tolist()) == {IGNORE}
+    # A first token is nobody's next one: no example foretells another's.
+    assert not set((keep + 1).tolist()) & set(starts)
+
+
+def two_examples(n):
+    return TokenData(token_table([n, 2 * n]))
+
+
+def test_shapes_are_few():
+    batches = [collate([[tokens[0]], [tokens[1]]]) for tokens in map(two_examples, range(1, 100))]
+    for name in ("input_ids", "logits_to_keep"):
+        assert {batch[name].numel() % SHAPE_MULTIPLE for batch in batches} == {0}
 
 
 def test_padded_and_packed_batches_learn_the_same_tokens():
     tokens = TokenData(token_table([7, 5, 9]))
     rows = [[tokens[i]] for i in range(3)]
-    packed, padded = collate(rows), collate_padded(rows, pad_id=0)
-    kept = padded["labels"][padded["labels"] != IGNORE]
-    assert Counter(kept.tolist()) == Counter(packed["labels"][0].tolist())
-    assert padded["attention_mask"].sum(dim=1).tolist() == [7, 5, 9]
+    learned = [batch["labels"][batch["labels"] != IGNORE] for batch in (collate(rows), collate_padded(rows, pad_id=0))]
+    assert Counter(learned[0].tolist()) == Counter(learned[1].tolist())
+    assert collate_padded(rows, pad_id=0)["attention_mask"].sum(dim=1).tolist() == [7, 5, 9]
 
 
 @pytest.fixture(scope="module")

@@ -225,7 +225,7 @@ def random_adapter(config: TrainConfig, folder: Path) -> tuple[Trace, str]:
         text = render(messages, tokenizer, add_generation_prompt=True)
         prompts.append(tokenizer(text, add_special_tokens=False)["input_ids"])
     with torch.autocast("cpu", torch.bfloat16, enabled=config.dtype == "bfloat16"):
-        trained = trace_model(model, tokenizer, prompts, config.export.parity_new_tokens)
+        trained = trace_model(model, prompts, [tokenizer.eos_token_id], config.export.parity_new_tokens)
     export_adapter(model, tokenizer, str(folder), config)
     return trained, str(folder)
 

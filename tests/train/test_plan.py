@@ -15,6 +15,8 @@ from deescal.train.fit import change, check_memory
 from deescal.train.plan import plan, show_plan
 from deescal.train.shape import FAMILIES
 
+from .tiny import write_dataset
+
 GPU_MODEL = "nobody/Qwen2.5-3B-Instruct"
 
 
@@ -35,11 +37,11 @@ def test_steps_and_hours_come_from_the_examples(tmp_path: Path) -> None:
     found = plan(config, "A100-80", data)
     # Two examples of 1,000 tokens share a sequence of 2,048: 40 sequences, three times, by eight.
     assert (found.data.sequences, found.data.tokens, found.data.target_tokens) == (40, 80_000, 23_000)
-    assert found.data.most_targets == 600
+    assert found.data.most_targets == 600 / 2048
     assert found.steps == 15
     assert found.hours == pytest.approx(3 * 80_000 / found.tokens_per_s / 3600)
     apart = plan(change(config, {"data.packing": False}), "A100-80", data)
-    assert (apart.data.sequences, apart.data.most_targets) == (70, 500)
+    assert (apart.data.sequences, apart.data.most_targets) == (70, 500 / 2048)
     assert apart.steps == 27  # 210 sequences by eight, the last step filled up
     assert plan(change(config, {"optim.max_steps": 5}), "A100-80", data).hours == pytest.approx(found.hours / 3)
 
@@ -97,7 +99,7 @@ def test_speed_on_two_cores_is_near_the_measured_one() -> None:
         (
             "T4",
             {"data.max_tokens": 32768, "strategy.gradient_checkpointing": True, "method": "qlora"},
-            {"data.max_tokens": 8192},
+            {"data.max_tokens": 4096},
         ),
         (
             "T4",
@@ -174,5 +176,8 @@ def test_bad_data_is_refused_in_one_line(tmp_path: Path) -> None:
         plan(config, "L4", str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="no civilian turn to learn"):
         plan(config, "L4", dataset(tmp_path / "officers", [100], [0]))
+    uncounted = write_dataset(tmp_path / "uncounted")
+    with pytest.raises(UserError, match="its tokens were not counted"):
+        plan(config, "L4", uncounted)
     with pytest.raises(UserError, match=r"data\.max_tokens=2048"):
         plan(config, "L4", dataset(tmp_path / "long", [3000], [10]))

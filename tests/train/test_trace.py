@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from deescal.train.trace import trace_model
 from tests.train.tiny import write_model
@@ -26,8 +26,12 @@ def model(folder: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder)
 
 
-def test_log_probabilities_are_the_models_own(folder: str, model: Any) -> None:
-    trace = trace_model(model, AutoTokenizer.from_pretrained(folder), PROMPTS, new_tokens=2)
+def stop_ids(model: Any) -> list[int]:
+    return [model.generation_config.eos_token_id]
+
+
+def test_log_probabilities_are_the_models_own(model: Any) -> None:
+    trace = trace_model(model, PROMPTS, stop_ids(model), new_tokens=2)
     assert [len(row) for row in trace.logprobs] == [299, 2]
     for prompt, found in zip(PROMPTS, trace.logprobs, strict=True):
         ids = torch.tensor([prompt])
@@ -36,16 +40,15 @@ def test_log_probabilities_are_the_models_own(folder: str, model: Any) -> None:
         torch.testing.assert_close(torch.tensor(found), expected)
 
 
-def test_replies_are_greedy_whatever_the_model_asks_of_generate(folder: str, model: Any) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def test_replies_are_greedy_whatever_the_model_asks_of_generate(model: Any) -> None:
     expected = [model.generate(torch.tensor([p]), max_new_tokens=8, do_sample=False)[0, len(p) :] for p in PROMPTS]
     model.generation_config.repetition_penalty = 5.0
-    trace = trace_model(model, tokenizer, PROMPTS, new_tokens=8)
+    trace = trace_model(model, PROMPTS, stop_ids(model), new_tokens=8)
     assert trace.replies == [reply.tolist() for reply in expected]
 
 
-def test_a_margin_is_from_the_best_to_the_second_best_token(folder: str, model: Any) -> None:
-    trace = trace_model(model, AutoTokenizer.from_pretrained(folder), PROMPTS, new_tokens=3)
+def test_a_margin_is_from_the_best_to_the_second_best_token(model: Any) -> None:
+    trace = trace_model(model, PROMPTS, stop_ids(model), new_tokens=3)
     for prompt, reply, margins in zip(PROMPTS, trace.replies, trace.margins, strict=True):
         with torch.no_grad():
             steps = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
@@ -53,17 +56,17 @@ def test_a_margin_is_from_the_best_to_the_second_best_token(folder: str, model: 
         torch.testing.assert_close(torch.tensor(margins), best - second, rtol=1e-4, atol=1e-5)
 
 
-def test_a_reply_ends_with_any_of_the_models_ends(folder: str, model: Any) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    before = trace_model(model, tokenizer, PROMPTS[1:], new_tokens=6).replies[0]
-    model.generation_config.eos_token_id = [before[2], 1]
-    trace = trace_model(model, tokenizer, PROMPTS[1:], new_tokens=6)
-    assert trace.replies[0] == before[: before.index(before[2]) + 1]
-    assert set(trace.stop_ids) == {before[2], 1, tokenizer.eos_token_id}
+def test_a_reply_ends_with_any_of_the_stops(model: Any) -> None:
+    before = trace_model(model, PROMPTS[1:], stop_ids(model), new_tokens=6).replies[0]
+    first = min(before.index(before[2]), before.index(before[3]))
+    for together in (False, True):
+        trace = trace_model(model, PROMPTS[1:], [before[3], before[2]], new_tokens=6, together=together)
+        assert trace.replies[0] == before[: first + 1]
+        assert len(trace.margins[0]) == first + 1
 
 
-def test_the_model_is_left_as_it_was(folder: str, model: Any) -> None:
+def test_the_model_is_left_as_it_was(model: Any) -> None:
     model.train()
-    trace_model(model, AutoTokenizer.from_pretrained(folder), PROMPTS[1:], new_tokens=1)
+    trace_model(model, PROMPTS[1:], [], new_tokens=1)
     assert model.training
     assert model(torch.tensor(PROMPTS[1:])).logits.requires_grad
