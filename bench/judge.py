@@ -42,8 +42,8 @@ from bench.judge_fit import (  # noqa: E402
     predict,
     save,
 )
+from deescal.engine import LlmConfig  # noqa: E402
 from deescal.judge import calibration, evidence, features, prompts, roles  # noqa: E402
-from deescal.judge.llm import LlmConfig  # noqa: E402
 from deescal.judge.select import SelectConfig, select  # noqa: E402
 from deescal.judge.taxonomy import BY_GROUP, FEATURES, GROUPS, NAMES  # noqa: E402
 from deescal.models import identity  # noqa: E402

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from deescal.config import fingerprint
+from deescal.engine import LlmConfig
 from deescal.judge import roles
-from deescal.judge.llm import LlmConfig, VllmEngine
+from deescal.judge.llm import VllmEngine
 from deescal.judge.stage import RolesConfig
 from deescal.judge.taxonomy import NAMES
 from deescal.models import identity, resolve

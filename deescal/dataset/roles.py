@@ -22,8 +22,9 @@ import numpy as np
 
 from deescal.config import Config, ImportPath
 from deescal.dataset.labels import POLICE, anonymous, label_role, person_name
+from deescal.engine import LlmConfig
 from deescal.judge import roles as judge_roles
-from deescal.judge.llm import Llm, LlmConfig
+from deescal.judge.llm import Llm
 from deescal.schema import Row
 
 ROLES = ("officer", "civilian", "dispatcher", "bystander", "narrator", "medic", "other")

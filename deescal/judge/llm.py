@@ -9,27 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from pydantic import Field
 
-from deescal.config import Config
+from deescal.dataset.chat import render
+from deescal.engine import LlmConfig, engine_arguments, engine_environment
 from deescal.models import resolve
-
-
-class LlmConfig(Config):
-    """The model and how it is loaded; all but `model`, `dtype` and `max_model_len` is about speed."""
-
-    model: str = "qwen2.5-coder-1.5b"  # registry name, folder or Hugging Face id
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
-    max_model_len: int = Field(default=4096, ge=1)  # tokens of one prompt with its answer
-    kv_cache_gib: float = Field(default=1.0, gt=0)  # on a CPU; on a GPU `gpu_memory_utilization` decides
-    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    max_num_seqs: int = Field(default=32, ge=1)  # prompts in flight
-    threads: int = Field(default=0, ge=0)  # CPU threads; 0: as many as the process may use
-    seed: int = 0
 
 
 class Llm(Protocol):
@@ -44,31 +30,14 @@ class VllmEngine:
     """One loaded model. Greedy and seeded; prompts that share a beginning share its computed prefix."""
 
     def __init__(self, config: LlmConfig) -> None:
-        path = resolve(config.model)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ["VLLM_NO_USAGE_STATS"] = "1"
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = f"{config.kv_cache_gib:g}"
-        if os.path.isdir(path):
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        for name, value in engine_environment(config).items():
+            os.environ.setdefault(name, value)
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        on_cpu = current_platform.is_cpu()
-        options: dict[str, Any] = {"block_size": 32} if on_cpu else {}
-        self._llm = LLM(
-            model=path,
-            dtype=config.dtype,
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            tensor_parallel_size=config.tensor_parallel_size,
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            enforce_eager=on_cpu,
-            enable_prefix_caching=True,
-            disable_log_stats=True,
-            seed=config.seed,
-            **options,
-        )
+        arguments = engine_arguments(config, on_cpu=current_platform.is_cpu())
+        self._llm = LLM(model=resolve(config.model), disable_log_stats=True, **arguments)
         if config.threads:
             import torch
 
@@ -76,19 +45,8 @@ class VllmEngine:
         self._tokenizer = self._llm.get_tokenizer()
 
     def render(self, system: str, user: str) -> str:
-        """Chat template of the model around system and user text, up to where the answer starts.
-
-        A model without a system role gets the system text at the head of the user's.
-        """
-        try:
-            chat: list[Any] = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-            text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # jinja2.TemplateError: templates raise it themselves for a role they lack
-            if type(error).__module__.partition(".")[0] != "jinja2":
-                raise
-            chat = [{"role": "user", "content": f"{system}\n\n{user}"}]
-            text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return str(text)
+        """Chat template of the model around system and user text, up to where the answer starts."""
+        return render([{"role": "system", "content": system}, {"role": "user", "content": user}], self._tokenizer, True)
 
     def count_tokens(self, text: str) -> int:
         return len(self._encode(text))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from deescal.config import Config, ImportPath, Resources, load_engine
+from deescal.engine import LlmConfig
 from deescal.errors import ClipError, UserError
 from deescal.judge import calibration, cues, prompts, roles
 from deescal.judge.features import JudgeConfig, judge
-from deescal.judge.llm import LlmConfig
 from deescal.models import identity
 from deescal.schema import Row
 from deescal.stage import Run, Stage, StageConfig

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from deescal.judge.llm import LlmConfig, VllmEngine
+from deescal.engine import LlmConfig
+from deescal.judge.llm import VllmEngine
 
 
 @pytest.fixture(scope="session")

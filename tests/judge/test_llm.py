@@ -19,6 +19,8 @@ from tests.judge.transcripts import NARRATED, STOP
 class NoSystemRole:
     """A tokenizer whose template refuses a system role, as Gemma's does."""
 
+    chat_template = ""
+
     def apply_chat_template(self, chat: list[dict[str, str]], **_: Any) -> str:
         if chat[0]["role"] == "system":
             raise jinja2.TemplateError("System role not supported")

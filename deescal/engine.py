@@ -1,0 +1,98 @@
+"""How vLLM is loaded, wherever it runs: in the judge's worker, in bulk scoring, behind the endpoint.
+
+One config and one translation into vLLM's arguments, so that a model answers alike in all three.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+from pydantic import Field
+
+from deescal.config import Config
+from deescal.models import resolve
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+# Rounded up to one of vLLM's, a rank costs memory for every adapter.
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class LlmConfig(Config):
+    """The model and how it is loaded; all but `model`, `dtype` and `max_model_len` is about speed."""
+
+    model: str = "qwen2.5-coder-1.5b"  # registry name, folder or Hugging Face id
+    # auto: the weights' own; on a CPU float32 where it has no bfloat16 instructions, which would be emulated slowly
+    dtype: Dtype = "auto"
+    max_model_len: int = Field(default=4096, ge=1)  # tokens of one prompt with its answer
+    kv_cache_gib: float = Field(default=1.0, gt=0)  # on a CPU; on a GPU `gpu_memory_utilization` decides
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    max_num_seqs: int = Field(default=32, ge=1)  # prompts in flight
+    threads: int = Field(default=0, ge=0)  # CPU threads; 0: as many as the process may use
+    seed: int = 0
+
+
+class LoraSlots(Config):
+    """Room for adapters over one base."""
+
+    max_loras: int = Field(default=4, ge=1)  # at work in one step; more wait for a slot
+    max_cpu_loras: int = Field(default=16, ge=1)  # kept in memory, least recently used out first, read again when asked
+    max_rank: int = Field(default=64, ge=1, le=LORA_RANKS[-1])
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "enable_lora": True,
+            "max_loras": self.max_loras,
+            "max_cpu_loras": max(self.max_cpu_loras, self.max_loras),
+            "max_lora_rank": next(rank for rank in LORA_RANKS if rank >= self.max_rank),
+        }
+
+
+def engine_arguments(config: LlmConfig, *, on_cpu: bool, lora: LoraSlots | None = None) -> dict[str, Any]:
+    """Keyword arguments of vLLM's engines, all but `model`.
+
+    Args:
+        on_cpu: of the machine where the engine will run, which may not be this one.
+        lora: None where no adapter will ever be asked for, which is a little faster.
+    """
+    arguments: dict[str, Any] = {
+        "dtype": resolve_dtype(config.dtype) if on_cpu else config.dtype,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "enable_prefix_caching": True,
+        "seed": config.seed,
+        # A model's own defaults for sampling (temperature, penalties) would make greedy answers other than greedy.
+        "generation_config": "vllm",
+        # Between the parts of a JSON answer a model may else write white space until its tokens are used up.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        **(lora.arguments() if lora else {}),
+    }
+    if on_cpu:
+        cache = int(config.kv_cache_gib * 2**30)
+        return {**arguments, "block_size": 32, "kv_cache_memory_bytes": cache, "enforce_eager": True}
+    return {**arguments, "gpu_memory_utilization": config.gpu_memory_utilization}
+
+
+def engine_environment(config: LlmConfig) -> dict[str, str]:
+    """Of a process that will load vLLM; set before it is imported."""
+    environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    if os.path.isdir(resolve(config.model)):
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment
+
+
+def resolve_dtype(dtype: Dtype) -> Dtype:
+    """What `auto` is on this machine's CPU: bfloat16 where it has instructions for it, else float32."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if has_bfloat16() else "float32"
+
+
+def has_bfloat16() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 matrices by itself (AVX-512 BF16 or AMX); 50 GFLOPs against 182 in
+    float32 were seen on two cores that do not."""
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
