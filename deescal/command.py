@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from deescal.errors import UserError
 
@@ -41,3 +42,12 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Sources and `key=value` overrides: an override's key is a dotted name, which no URI with = starts with."""
     overrides = [a for a in arguments if a.partition("=")[1] and a.partition("=")[0].replace(".", "_").isidentifier()]
     return [a for a in arguments if a not in overrides], overrides
+
+
+class RunUnlessNamed(TyperGroup):
+    """`deescal train --data ...` is `deescal train run --data ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, "--help"}:
+            args = ["run", *args]
+        return list(super().parse_args(ctx, args))

@@ -11,6 +11,10 @@ export RAY_AUTH_MODE=token
 export RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 PYANNOTE_METRICS_ENABLED=0
 export HF_HUB_DISABLE_TELEMETRY=1
 
+# As `deescal serve` sets them on a laptop (RAY_ENV in deescal/serve/deploy.py says why). API keys, too, are a node's
+# matter: DEESCAL_API_KEYS or a file, never a config or a job's description.
+export RAY_SERVE_THROUGHPUT_OPTIMIZED=1 RAY_SERVE_ENABLE_DIRECT_INGRESS=0
+
 # Gated models need a Hugging Face token. It lives in AWS's parameter store and is read with the node's instance
 # profile: never in a file, a config or a job's description. Without that parameter only open models can be fetched.
 if HF_TOKEN=$(python - 2>/dev/null <<'PY'

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from deescal.command import Out, require, split_overrides, user_errors_are_one_line
+from deescal.command import Out, RunUnlessNamed, require, split_overrides, user_errors_are_one_line
 
 Data = Annotated[str, typer.Option("--data", help="Folder of `deescal dataset build`: a path or s3://bucket/prefix.")]
 Model = Annotated[
@@ -21,17 +20,8 @@ Overrides = Annotated[
 ]
 
 
-class _RunUnlessNamed(TyperGroup):
-    """`deescal train --data ...` is `deescal train run --data ...`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in {*self.commands, "--help"}:
-            args = ["run", *args]
-        return list(super().parse_args(ctx, args))
-
-
 app = typer.Typer(
-    cls=_RunUnlessNamed,
+    cls=RunUnlessNamed,
     no_args_is_help=True,
     help="Fine-tune a small model on a dataset. `deescal train --data URI --out URI` is `deescal train run ...`.",
 )

@@ -1,0 +1,494 @@
+"""A client of any OpenAI-compatible API: retries, streams, and many requests at once without losing one.
+
+Bulk scoring, evaluation and the load generator all ask through it, our own endpoint and outside vendors' alike. What
+is sent is the caller's (`max_tokens` or `max_completion_tokens`, sampling, a vendor's own fields); unknown fields of
+an answer are ignored. The key comes from the environment, and is in no error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from deescal.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    import httpx
+
+KEY_ENV = "DEESCAL_API_KEY"
+RETRYABLE = frozenset({429, 500, 502, 503, 504})
+MAX_WAIT_S = 30.0  # between two attempts, unless the server asks for more
+_SHOWN = 200  # characters of a server's own words in an error
+_CHECK_TIMEOUT_S = 10.0
+
+Fields = Mapping[str, Any]  # of a request, as the API has them: model, messages or prompt, max_tokens, ...
+T = TypeVar("T")
+
+
+class EndpointError(Exception):
+    """A request that has no answer.
+
+    Attributes:
+        status: HTTP status; None where there is none to blame.
+        retryable: whether another attempt may go well.
+        kind: in a few words, to count errors by: "HTTP 503", "connection", "timeout", "malformed".
+        retry_after_s: how long the server asks to wait.
+        attempts: made until it was given up.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        retryable: bool = False,
+        *,
+        kind: str = "",
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.retryable, self.retry_after_s = status, retryable, retry_after_s
+        self.kind = kind or (f"HTTP {status}" if status else "malformed")
+        self.attempts = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request got; a count of tokens is None where the server does not tell."""
+
+    text: str  # of the first choice
+    finish_reason: str | None  # stop, length, ...
+    n_prompt_tokens: int | None
+    n_cached_tokens: int | None  # of the prompt's, found in the server's prefix cache
+    n_completion_tokens: int | None
+    latency_s: float  # from the first attempt on, waits included: what the caller waited
+    attempts: int
+    choices: list[dict[str, Any]]  # as they came; of a stream, the pieces put together
+
+
+class Endpoint:
+    """An API at a base URL. Connections are kept while it is open (`async with`); else a call opens and closes its own.
+
+    Open it in one event loop at a time. While closed it can be pickled. How many requests are in flight is the
+    caller's to bound: there is no limit on connections.
+
+    Args:
+        url: with the version's path (`https://host/v1`), as OpenAI's client takes it; without a path, /v1 is added.
+        key_env: environment variable that has the key; unset or empty: no key is sent.
+        timeout_s: of one attempt; of a stream, until the next piece.
+        retries: attempts after the first.
+        backoff_s: the first retry comes after a random wait of up to this, each further one of up to twice the wait
+            before, at most 30 s: exponential backoff with full jitter (Brooker, "Exponential Backoff And Jitter",
+            AWS Architecture Blog, 2015).
+        seed: of the waits.
+
+    Raises:
+        UserError: no http(s) URL, or one with a password in it.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key_env: str = KEY_ENV,
+        timeout_s: float = 120.0,
+        retries: int = 4,
+        backoff_s: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        self.url, self.key_env = base_url(url), key_env
+        self.timeout_s, self.retries, self.backoff_s = timeout_s, retries, backoff_s
+        self._random = random.Random(seed)
+        self._http: httpx.AsyncClient | None = None
+        self._users = 0
+
+    async def __aenter__(self) -> Endpoint:
+        if self._http is None:
+            import httpx
+
+            self._http = httpx.AsyncClient(
+                headers=_headers(self.key_env),
+                timeout=httpx.Timeout(self.timeout_s),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            )
+        self._users += 1
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._users -= 1
+        if not self._users and (http := self._http) is not None:
+            self._http = None
+            await http.aclose()
+
+    async def chat(self, fields: Fields) -> Answer:
+        """POST /chat/completions. Raises: EndpointError."""
+        return await self._ask("/chat/completions", fields)
+
+    async def complete(self, fields: Fields) -> Answer:
+        """POST /completions. Raises: EndpointError."""
+        return await self._ask("/completions", fields)
+
+    async def ask(self, fields: Fields) -> Answer:
+        """`chat` where the fields have messages, else `complete`."""
+        return await self._ask(_path(fields), fields)
+
+    def stream(self, fields: Fields) -> Stream:
+        """The same, in pieces as they are made."""
+        return Stream(self, fields)
+
+    async def _ask(self, path: str, fields: Fields) -> Answer:
+        start = time.perf_counter()
+
+        async def attempt(n: int) -> Answer:
+            try:
+                async with asyncio.timeout(self.timeout_s):
+                    response = await self._client.post(self.url + path, content=json.dumps(fields))
+            except TimeoutError as error:
+                raise _timeout(self.timeout_s) from error
+            _check_status(response, response.content)
+            return read_answer(response.content, time.perf_counter() - start, n)
+
+        async with self:
+            return await self._retrying(attempt)
+
+    @property
+    def _client(self) -> httpx.AsyncClient:
+        assert self._http is not None  # callers have opened it
+        return self._http
+
+    async def _retrying(self, attempt: Callable[[int], Awaitable[T]]) -> T:
+        """`attempt(1)`, `attempt(2)`, ... until one goes well, or none is left or of use."""
+        n = 1
+        while True:
+            try:
+                return await self._translated(attempt(n))
+            except EndpointError as error:
+                wait_s = self._wait_s(n, error)
+                if wait_s is None:
+                    error.attempts = n
+                    if n > 1:
+                        error.args = (f"{error} (after {n} attempts)",)
+                    raise
+            await asyncio.sleep(wait_s)
+            n += 1
+
+    def _wait_s(self, n: int, error: EndpointError) -> float | None:
+        """Seconds until the next attempt; None: no more.
+
+        One that asks to come back later than an attempt may last is given up: a quota of a day is not waited for.
+        """
+        asked_s = error.retry_after_s or 0.0
+        if not error.retryable or n > self.retries or asked_s > self.timeout_s:
+            return None
+        # On top of what is asked, so that not all come back at one moment.
+        return asked_s + self._random.uniform(0, min(MAX_WAIT_S, self.backoff_s * 2.0 ** min(n - 1, 30)))
+
+    async def _translated(self, work: Awaitable[T]) -> T:
+        """Await it; httpx's errors become ours."""
+        import httpx
+
+        try:
+            return await work
+        except httpx.TimeoutException as error:
+            raise _timeout(self.timeout_s) from error
+        except httpx.DecodingError as error:
+            raise EndpointError(f"malformed answer: {one_line(error)}", retryable=True) from error
+        except httpx.RequestError as error:
+            raise EndpointError(f"no connection: {one_line(error)}", retryable=True, kind="connection") from error
+
+
+class Stream:
+    """An answer in pieces: iterate over it for (seconds from the start, text); then `answer` has the whole.
+
+    Attempts are repeated until the first piece is there, after that no more: half an answer cannot be taken back.
+    The seconds count from the first attempt on.
+    """
+
+    def __init__(self, endpoint: Endpoint, fields: Fields) -> None:
+        self._endpoint = endpoint
+        # Servers leave the number of tokens out of a stream unless asked.
+        self._fields = {"stream_options": {"include_usage": True}, **fields, "stream": True}
+        self.answer: Answer | None = None
+
+    async def __aiter__(self) -> AsyncIterator[tuple[float, str]]:
+        """Raises: EndpointError."""
+        endpoint, start, attempts = self._endpoint, time.perf_counter(), 0
+        parts: list[str] = []
+        usage: Fields = {}
+        finish_reason: str | None = None
+        events: AsyncIterator[dict[str, Any]]
+
+        async def first(n: int) -> tuple[AsyncIterator[dict[str, Any]], list[dict[str, Any]]]:
+            """The events, and those up to the first that has text."""
+            nonlocal attempts
+            attempts = n
+            events, before = self._events(), []
+            async for event in events:
+                before.append(event)
+                if _piece(event)[0]:
+                    break
+            return events, before
+
+        async with endpoint:
+            events, before = await endpoint._retrying(first)
+            try:
+                while True:
+                    for event in before:
+                        text, reason = _piece(event)
+                        finish_reason = reason or finish_reason
+                        usage = event.get("usage") or usage
+                        if text:
+                            parts.append(text)
+                            yield time.perf_counter() - start, text
+                    try:
+                        before = [await endpoint._translated(anext(events))]
+                    except StopAsyncIteration:
+                        break
+                    except EndpointError as error:
+                        error.attempts = attempts
+                        raise
+            finally:
+                await events.aclose()  # type: ignore[attr-defined]
+        text = "".join(parts)
+        choices = [{"text": text, "finish_reason": finish_reason}]
+        seconds = time.perf_counter() - start
+        self.answer = Answer(text, finish_reason, *_counts(usage), seconds, attempts, choices)
+
+    async def _events(self) -> AsyncIterator[dict[str, Any]]:
+        """Server-sent events of one attempt."""
+        endpoint, content = self._endpoint, json.dumps(self._fields)
+        ended = False  # by [DONE] or, as some servers leave it out, by a finish reason
+        async with endpoint._client.stream("POST", endpoint.url + _path(self._fields), content=content) as response:
+            if response.status_code != HTTPStatus.OK:
+                _check_status(response, await response.aread())
+            async for line in response.aiter_lines():
+                name, _, data = line.partition(":")
+                if name != "data":
+                    continue  # a comment, a blank line, or a field that this API does not use
+                if data.strip() == "[DONE]":
+                    ended = True
+                    continue  # to the body's end: a connection whose answer was not read cannot be used again
+                event = {"choices": [], **_json_object(data)}  # some leave them out where they only count tokens
+                _check_body(event)
+                ended = ended or _piece(event)[1] is not None
+                yield event
+        if not ended:
+            raise EndpointError("malformed answer: the stream broke off", retryable=True)
+
+
+async def ask_all(
+    endpoint: Endpoint,
+    requests: Sequence[Fields],
+    concurrency: int,
+    on_done: Callable[[int, Answer | EndpointError], None] | None = None,
+) -> list[Answer | str]:
+    """Ask all, at most `concurrency` at once, started in order -> for each, in order, its answer or its error's text.
+
+    Args:
+        on_done: is told the place of each request and what it got, as they end.
+    """
+    results: list[Answer | str] = [""] * len(requests)
+
+    async def job(i: int) -> None:
+        result: Answer | EndpointError
+        try:
+            result = await endpoint.ask(requests[i])
+        except EndpointError as error:
+            result = error
+        results[i] = str(result) if isinstance(result, EndpointError) else result
+        if on_done:
+            on_done(i, result)
+
+    async with endpoint:
+        await bounded(len(requests), concurrency, job)
+    return results
+
+
+async def bounded(n: int, concurrency: int, job: Callable[[int], Awaitable[None]]) -> None:
+    """Run `job(0)` to `job(n - 1)`, at most `concurrency` at once, started in order; the first exception ends all."""
+    numbers = iter(range(n))
+
+    async def work() -> None:
+        for i in numbers:
+            await job(i)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(concurrency, n)):
+                group.create_task(work())
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+def check_endpoint(url: str, model: str, key_env: str = KEY_ENV) -> list[str]:
+    """Before heavy work: is there an API at this address, does it take our key, has it this model? -> its models.
+
+    Raises:
+        UserError: it cannot be reached, refuses the key, is no such API, or does not serve the model (with what it
+            does serve).
+    """
+    import httpx
+
+    where = f"{base_url(url)}/models"
+    try:
+        response = httpx.get(where, headers=_headers(key_env), timeout=_CHECK_TIMEOUT_S)
+    except httpx.TimeoutException as error:
+        raise UserError(f"endpoint {url}: no answer within {_CHECK_TIMEOUT_S:g} s; is it still starting?") from error
+    except httpx.RequestError as error:
+        raise UserError(f"endpoint {url}: cannot be reached: {one_line(error)}") from error
+    if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        how = f"the key in {key_env} is not accepted" if os.environ.get(key_env) else f"put a key into {key_env}"
+        raise UserError(f"endpoint {url}: HTTP {response.status_code}: {how}")
+    if response.has_redirect_location:
+        raise UserError(f"endpoint {url}: moved to {response.headers['location'].removesuffix('/models')}; give that")
+    try:
+        _check_status(response, response.content)
+        models = sorted(str(entry["id"]) for entry in _json_object(response.content)["data"])
+    except EndpointError as error:
+        raise UserError(f"endpoint {url}: {where}: {error}; expected an OpenAI-compatible API") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"endpoint {url}: {where} lists no models; expected an OpenAI-compatible API") from error
+    if model not in models:
+        raise UserError(f"endpoint {url}: no model '{model}'; it serves {', '.join(models) or 'none'}")
+    return models
+
+
+def base_url(url: str) -> str:
+    """'http://host:8000' -> 'http://host:8000/v1'; one with a path stays, without a slash at its end.
+
+    Raises:
+        UserError: no http(s) URL, or one with a password, query or fragment.
+    """
+    import httpx
+
+    try:
+        parsed = httpx.URL(url.strip())
+    except httpx.InvalidURL as error:
+        raise UserError(f"endpoint '{url}': {one_line(error)}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise UserError(f"endpoint '{url}': expected http://host:port or https://host/v1")
+    if parsed.userinfo:
+        raise UserError("endpoint: a name or password in the URL; put the key into the environment instead")
+    if parsed.query or parsed.fragment:
+        raise UserError(f"endpoint '{url}': a base URL has no '?' and no '#'")
+    path = parsed.path.rstrip("/")
+    return str(parsed.copy_with(path=path or "/v1"))
+
+
+def read_answer(body: bytes, latency_s: float, attempts: int) -> Answer:
+    """The body of a good response -> Answer. Raises: EndpointError: it is none."""
+    value = _json_object(body)
+    _check_body(value)
+    choice = value["choices"][0] if value["choices"] else {}
+    message = choice.get("message")
+    text = message.get("content") if isinstance(message, dict) else choice.get("text")
+    if not isinstance(text, str):
+        raise EndpointError("malformed answer: a choice without text", retryable=True)
+    reason = choice.get("finish_reason")
+    return Answer(text, reason, *_counts(value.get("usage")), latency_s, attempts, value["choices"])
+
+
+def _path(fields: Fields) -> str:
+    return "/chat/completions" if "messages" in fields else "/completions"
+
+
+def _headers(key_env: str) -> dict[str, str]:
+    key = os.environ.get(key_env, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"{key_env}: the key has characters that no key has")
+    accepted = {"Content-Type": "application/json"}
+    return {**accepted, "Authorization": f"Bearer {key}"} if key else accepted
+
+
+def _timeout(timeout_s: float) -> EndpointError:
+    return EndpointError(f"no answer within {timeout_s:g} s", retryable=True, kind="timeout")
+
+
+def _check_status(response: httpx.Response, body: bytes) -> None:
+    status = response.status_code
+    if status == HTTPStatus.OK:
+        return
+    wait_s = seconds_asked(response.headers.get("retry-after", ""))
+    words = _without_key(_words(body), response)
+    message = f"HTTP {status}" + (f": {words}" if words else "") + (f"; try again in {wait_s:g} s" if wait_s else "")
+    raise EndpointError(message, status, retryable=status in RETRYABLE, retry_after_s=wait_s)
+
+
+def _words(body: bytes) -> str:
+    """What a server says of its error, in a line: JSON's message, else the text; of a page, that it is one."""
+    try:
+        value: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        text = body.decode(errors="replace").strip()
+        return "an HTML page" if text.lower().startswith(("<!doctype", "<html")) else text[:_SHOWN].partition("\n")[0]
+    for name in ("error", "message", "detail"):  # OpenAI's, older vLLM's, FastAPI's
+        if isinstance(value, dict) and value.get(name):
+            value = value[name]
+    return " ".join(str(value).split())[:_SHOWN]
+
+
+def _without_key(words: str, response: httpx.Response) -> str:
+    """Some servers repeat the key that they refuse."""
+    key = response.request.headers.get("authorization", "").removeprefix("Bearer ")
+    return words.replace(key, "***") if key else words
+
+
+def seconds_asked(retry_after: str) -> float | None:
+    """The header Retry-After (RFC 9110, 10.2.3), seconds or a date, in seconds from now; None where it is neither."""
+    text = retry_after.strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def _json_object(body: bytes | str) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise EndpointError("malformed answer: no JSON", retryable=True) from error
+    if not isinstance(value, dict):
+        raise EndpointError("malformed answer: no JSON object", retryable=True)
+    return value
+
+
+def _check_body(value: Fields) -> None:
+    """Raises: EndpointError: an error under HTTP 200, as in the middle of a stream, or no list of choices."""
+    if error := value.get("error"):
+        code = error.get("code") if isinstance(error, dict) else None
+        status = code if isinstance(code, int) else None
+        told = f"error in the answer: {_words(json.dumps(value).encode())}"
+        raise EndpointError(told, status, retryable=status is None or status in RETRYABLE, kind="error in the answer")
+    choices = value.get("choices")
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        raise EndpointError("malformed answer: no choices", retryable=True)
+
+
+def _piece(event: Fields) -> tuple[str, str | None]:
+    """(text, finish reason) of an event; the last one, with the usage, has no choice."""
+    choice = event["choices"][0] if event["choices"] else {}
+    delta = choice.get("delta")
+    text = delta.get("content") if isinstance(delta, dict) else choice.get("text")
+    return text if isinstance(text, str) else "", choice.get("finish_reason")
+
+
+def _counts(usage: Any) -> tuple[int | None, int | None, int | None]:
+    """Tokens of the prompt, of them cached, of the completion."""
+    usage = usage if isinstance(usage, dict) else {}
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    found = (usage.get("prompt_tokens"), cached, usage.get("completion_tokens"))
+    prompt_tokens, cached_tokens, completion_tokens = (n if isinstance(n, int) else None for n in found)
+    return prompt_tokens, cached_tokens, completion_tokens
