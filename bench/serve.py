@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -50,7 +49,9 @@ def command_of(way: str, config: ServeConfig, overrides: Sequence[str], port: in
         elif value is not False:
             flags += [flag, str(value)]
     served = ["--served-model-name", config.served_name, "--port", str(port), "--disable-uvicorn-access-log"]
-    return [str(Path(sys.executable).with_name("vllm")), "serve", resolve(config.llm.model), *flags, *served]
+    # What `vllm serve` runs, which asks for its package's version under a name that the CPU build does not have.
+    module = "vllm.entrypoints.openai.api_server"
+    return [sys.executable, "-m", module, "--model", resolve(config.llm.model), *flags, *served]
 
 
 @contextmanager

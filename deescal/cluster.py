@@ -33,6 +33,9 @@ def start_ray(config: RayConfig, num_cpus: float, demand: Mapping[str, float]) -
     """
     # Ray's C++ core repeats on the terminal what it also raises; a bug still ends the job with its traceback.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray's workers are nice (15) by default: an engine's threads, which wait for each other, would stand behind
+    # whatever else this machine does, the driver's own polling included.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import psutil
     import ray
     import ray.data  # configures its loggers on import, so their level is set after it

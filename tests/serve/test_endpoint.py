@@ -239,7 +239,8 @@ def test_whatever_the_published_schema_allows_is_no_5xx(served: Served) -> None:
                 for field in ("max_tokens", "max_completion_tokens"):
                     if isinstance(case.body.get(field), int):
                         case.body[field] = min(case.body[field], 4)
-            case.call_and_validate(headers=HEADERS, excluded_checks=[positive_data_acceptance])
+                case.body.setdefault("max_tokens", 4)
+            case.call_and_validate(headers=HEADERS, excluded_checks=[positive_data_acceptance], timeout=120)
 
         check()
 
