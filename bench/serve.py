@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 
 from deescal.config import load_config
-from deescal.engine import engine_arguments, engine_environment
+from deescal.engine import engine_arguments, engine_environment, thread_environment
 from deescal.models import resolve
 from deescal.serve.config import ServeConfig
 from deescal.serve.load import LoadConfig, run_load
@@ -60,7 +60,7 @@ def running(way: str, config: ServeConfig, overrides: Sequence[str]) -> Iterator
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, **engine_environment(config.llm)}
+    environment = {**os.environ, **engine_environment(config.llm), **thread_environment(config.llm)}
     with tempfile.TemporaryFile("w+") as log:
         command = command_of(way, config, overrides, port)
         server = subprocess.Popen(

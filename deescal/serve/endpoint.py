@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
+from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 
 from deescal.config import Config
 from deescal.dataset.chat import load_tokenizer
-from deescal.engine import engine_arguments, engine_environment
+from deescal.engine import engine_arguments, engine_environment, thread_environment
 from deescal.errors import UserError
 from deescal.models import resolve
 from deescal.serve.adapters import Adapter
@@ -36,6 +37,16 @@ class LiveConfig(Config):
     adapters: tuple[Adapter, ...] = ()
 
 
+class CpuEngine(VLLMEngine):
+    """Ray's engine on a CPU, with the model in the process of the engine's core: one process less between requests and
+    model. Ray asks for a worker process; for a small model its messages cost more than the model itself."""
+
+    def _start_async_llm_engine(self, engine_args: Any, engine_config: Any, placement_group: Any) -> Any:
+        if engine_config.parallel_config.world_size == 1:
+            engine_config.parallel_config.distributed_executor_backend = "uni"
+        return super()._start_async_llm_engine(engine_args, engine_config, placement_group)
+
+
 class Endpoint(LLMServer):
     """The deployment; `application` binds it."""
 
@@ -48,7 +59,10 @@ class Endpoint(LLMServer):
             raise UserError("no API key on this node: set DEESCAL_API_KEYS or keys.file where Ray starts on every node")
         _log_requests()
         os.environ.update(engine_environment(self._config.llm))
-        await super().__init__(llm_config)
+        on_cpu = not self._config.replicas.num_gpus
+        if on_cpu:
+            os.environ.update(thread_environment(self._config.llm))
+        await super().__init__(llm_config, engine_cls=CpuEngine if on_cpu else None)
         self._backend = EngineBackend(self.engine, self._config)
 
     async def __serve_build_asgi_app__(self) -> Any:
