@@ -8,6 +8,10 @@ import typer
 
 from deescal import __version__
 from deescal.command import Out, require, split_overrides, user_errors_are_one_line
+from deescal.evaluate.command import app as evaluate_app
+from deescal.score.command import score
+from deescal.serve.bench_command import app as bench_app
+from deescal.serve.command import app as serve_app
 from deescal.train.command import app as train_app
 
 app = typer.Typer(
@@ -24,6 +28,10 @@ import_app = typer.Typer(
 )
 dataset_app.add_typer(import_app, name="import")
 app.add_typer(train_app, name="train")
+app.add_typer(serve_app, name="serve")
+app.command()(score)
+app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(bench_app, name="bench")
 
 ConfigFile = Annotated[
     str | None, typer.Option("--config", help="YAML file, a path or s3://; without it, the local profile.")

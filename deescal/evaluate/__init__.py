@@ -1,0 +1,1 @@
+"""Compare models on the test scenarios of a dataset: generate, score, judge, test, report."""

@@ -1,0 +1,80 @@
+"""The config of an evaluation. Defaults are the `local` profile: SmolLM2-135M on CPU, greedy, nothing judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from deescal.config import Config, ImportPath
+from deescal.engine import LlmConfig
+from deescal.evaluate.metrics import MetricsConfig
+from deescal.score.config import ScoreConfig
+
+ProtocolName = Literal["teacher_forced", "rollout"]
+StepName = Literal["generate", "score", "judge", "test", "report"]
+STEPS: tuple[StepName, ...] = ("generate", "score", "judge", "test", "report")
+
+
+class JudgingConfig(Config):
+    """Who judges, and how much of it; a judge reads slowly, so replies to a sample of the officer's lines."""
+
+    model: str | None = None  # registry name, folder or Hugging Face id; of an endpoint, a name that it serves
+    endpoint: str | None = None  # URL of an OpenAI-compatible API, in place of an engine of our own
+    allow_contestant: bool = False  # a judge that is also one of the contestants, or the base of one
+    n_items: int = Field(default=50, ge=1)  # officer's lines, of each protocol; every contestant's reply is judged
+    include_reference: bool = True  # the real replies among those judged, unknown to the judge: its calibration
+    seed: int = 0  # of the sample
+    score: ScoreConfig = ScoreConfig(llm=LlmConfig(max_model_len=4096, max_num_seqs=16))
+
+
+class TestConfig(Config):
+    """Intervals and tests."""
+
+    __test__ = False  # no test class of pytest's
+
+    n_resamples: int = Field(default=10_000, ge=100)
+    seed: int = 0
+
+
+class EvaluateConfig(Config):
+    """All of an evaluation but the data and the contestants."""
+
+    protocols: tuple[ProtocolName, ...] = ("teacher_forced",)
+    generate: ScoreConfig = ScoreConfig()  # sampling, split, engine, endpoint
+    rollout_engine: ImportPath = "deescal.evaluate.rollout_engine:RolloutEngine"
+    keys: Mapping[str, str] = {}  # host of an endpoint -> environment variable with its key; others: DEESCAL_API_KEY
+    metrics: MetricsConfig = MetricsConfig()
+    judge: JudgingConfig = JudgingConfig()
+    pairs: tuple[tuple[str, str], ...] = ()  # labels compared; none: tuned against base, else all against all
+    test: TestConfig = TestConfig()
+    examples: int = Field(default=4, ge=0)  # on the page, of the best and of the worst replies of each contestant
+
+    @field_validator("protocols")
+    @classmethod
+    def _some(cls, protocols: tuple[ProtocolName, ...]) -> tuple[ProtocolName, ...]:
+        if not protocols or len(set(protocols)) < len(protocols):
+            raise ValueError("expected teacher_forced, rollout, or both, each once")
+        return protocols
+
+    def with_room(self) -> EvaluateConfig:
+        """The same with a Ray on this machine that has CPUs for the engines of contestants and of the judge.
+
+        One job starts Ray once, and it does not grow: sized for the first of them it could refuse the second.
+        """
+        sections = {"generate": self.generate}
+        if self.judge.model is not None and self.judge.endpoint is None:
+            sections["judge"] = self.judge.score
+        cpus = [s.workers.demand(s.llm.tensor_parallel_size)["CPU"] + 1 for s in sections.values()]
+        roomy = {
+            name: s.model_copy(
+                update={"ray": s.ray.model_copy(update={"num_cpus": s.ray.num_cpus or math.ceil(max(cpus))})}
+            )
+            for name, s in sections.items()
+        }
+        update: dict[str, object] = {"generate": roomy["generate"]}
+        if "judge" in roomy:
+            update["judge"] = self.judge.model_copy(update={"score": roomy["judge"]})
+        return self.model_copy(update=update)

@@ -1,0 +1,201 @@
+"""An evaluation from the command to the page: generate, score, judge, test, report.
+
+<out>/job.json        what was asked for, written first: the same command goes on, other data or sampling is refused
+<out>/config.json     the whole config, as YAML that --config takes
+<out>/items.parquet   the lines that everybody answers; replies/, rollout/, judge/: see generate.py and judging.py
+<out>/steps.json      steps that are done, each with a fingerprint of what it was made from
+<out>/turns.parquet   SCORED_TURNS: every prompt, reference, reply and score
+<out>/judged.parquet  JUDGED, where there is a judge
+<out>/summary.csv, significance.csv, report.html
+<out>/run.json        how it ended, written last: its presence says complete
+
+Generation is asked for whenever the job runs, and knows itself what is there. The steps after it are done again where
+what they are made from has changed, or where `--from` says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from deescal import __version__
+from deescal.config import fingerprint
+from deescal.errors import UserError, one_line
+from deescal.evaluate import steps
+from deescal.evaluate.config import STEPS, EvaluateConfig, StepName
+from deescal.evaluate.contestants import Contestant, check_keys, pairs_to_compare, parse_contestants
+from deescal.evaluate.generate import ITEMS_FILE
+from deescal.evaluate.rows import make_items, read_test_rows
+from deescal.models import resolve
+from deescal.score.job import Watch as ScoreWatch
+from deescal.serve.client import base_url
+from deescal.storage import STORAGE_ERRORS, absolute, exists, join, locate, read_json, write_json, write_table
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an evaluation ended."""
+
+    out: str
+    run: dict[str, Any]  # the content of run.json
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Contestants that could not be asked, label -> why."""
+        return dict(self.run["failed"])
+
+
+class Watch(ScoreWatch):
+    """What a run tells whoever waits for it; the terminal's version is in deescal.evaluate.terminal."""
+
+    def step(self, text: str) -> None:
+        """Something else begins."""
+
+    def failed(self, label: str, why: str) -> None:
+        """A contestant is out."""
+
+
+def evaluate(
+    data: str,
+    models: Sequence[str],
+    out: str,
+    config: EvaluateConfig,
+    *,
+    retry_failed: bool = False,
+    watch: Watch | None = None,
+) -> Ended:
+    """Compare contestants on the test split of a dataset; an evaluation at `out` that was stopped goes on.
+
+    Args:
+        data: folder of `deescal dataset build`, local or s3://.
+        models: see `parse_contestants`.
+        out: folder of the evaluation, local or s3://. Contestants may be added to one that is there: what others
+            answered is not asked again.
+        retry_failed: ask again what has an error.
+
+    Raises:
+        UserError: anything wrong with these, before an engine starts or a request is sent; or nobody can be asked.
+    """
+    data, out = absolute(data), absolute(out)
+    contestants = parse_contestants(models)
+    check(contestants, config)
+    if config.judge.model is not None and config.judge.endpoint is None:
+        resolve(config.judge.model)
+    inputs = read_test_rows(data, config.generate.split)
+    identity = fingerprint(data, inputs.version, config.generate.split, asked_how(config))
+    _begin(out, identity, {"data": data, "contestants": [c.model_dump(mode="json") for c in contestants]}, config)
+    if not exists(join(out, ITEMS_FILE)):
+        write_table(join(out, ITEMS_FILE), make_items(inputs))
+    return _run(out, contestants, config, "generate", retry_failed, watch or Watch())
+
+
+def evaluate_from(out: str, step: StepName, config: EvaluateConfig, watch: Watch | None = None) -> Ended:
+    """A step of an evaluation that is there, and the ones after it, once more.
+
+    Args:
+        config: of the steps; that of the ones before is what they were made with.
+
+    Raises:
+        UserError: no evaluation at `out`, or one that has not come so far.
+    """
+    out = absolute(out)
+    job = read_job(out)
+    contestants = [Contestant.model_validate(c) for c in job["contestants"]]
+    check(contestants, config)
+    done = steps.read_done(out)
+    for before in STEPS[: STEPS.index(step)]:
+        if before not in done:
+            raise UserError(f"--from {step}: step '{before}' of {out} is not done yet; leave --from out")
+    return _run(out, contestants, config, step, False, watch or Watch())
+
+
+def read_job(out: str) -> dict[str, Any]:
+    """The content of job.json.
+
+    Raises:
+        UserError: there is none.
+    """
+    file = join(absolute(out), "job.json")
+    try:
+        return dict(read_json(file))
+    except FileNotFoundError as error:
+        raise UserError(f"{out}: no evaluation is there (no job.json)") from error
+    except (*STORAGE_ERRORS, ValueError) as error:
+        raise UserError(f"{out}: job.json cannot be read: {one_line(error)}") from error
+
+
+def check(contestants: Sequence[Contestant], config: EvaluateConfig) -> None:
+    """What can be wrong before anything is asked.
+
+    Raises:
+        UserError: a key that is not set, a judge that is a contestant, an unknown label, or no WordNet.
+    """
+    from deescal.judge.independence import check_judge
+
+    check_keys(contestants, config.keys)
+    pairs_to_compare(contestants, config.pairs)
+    if (judge := config.judge).model is not None:
+        name = f"{base_url(judge.endpoint)}#{judge.model}" if judge.endpoint else judge.model
+        check_judge(name, [c.stands_for for c in contestants], allow=judge.allow_contestant)
+    if "meteor" in config.metrics.metrics:
+        from deescal.evaluate.wordnet import load_wordnet
+
+        load_wordnet()
+
+
+def asked_how(config: EvaluateConfig) -> dict[str, Any]:
+    """Of the config what decides replies: not where models run, nor how fast."""
+    settings = config.generate
+    llm = settings.llm.model_dump(mode="json", include={"dtype", "max_model_len"})
+    return {"sampling": settings.sampling.model_dump(mode="json"), "llm": llm}
+
+
+def _begin(out: str, identity: str, asked: Mapping[str, Any], config: EvaluateConfig) -> None:
+    """Claim the folder."""
+    file = join(out, "job.json")
+    try:
+        if exists(file) and read_json(file).get("fingerprint") != identity:
+            raise UserError(
+                f"--out '{out}': holds an evaluation on other data, or with other sampling; give another folder"
+            )
+        write_json(file, {"deescal": __version__, "fingerprint": identity, **asked})
+        write_json(join(out, CONFIG_FILE), config.model_dump(mode="json"))
+    except STORAGE_ERRORS as error:
+        raise UserError(f"--out '{out}': cannot be read and written: {one_line(error)}") from error
+
+
+def _run(
+    out: str,
+    contestants: Sequence[Contestant],
+    config: EvaluateConfig,
+    first: StepName,
+    retry_failed: bool,
+    watch: Watch,
+) -> Ended:
+    started_at, began = datetime.now(UTC), time.monotonic()
+    _forget(join(out, "run.json"))  # it says 'complete', which is not true from here on
+    work = steps.Work(
+        out, contestants, config.with_room(), watch, retry_failed, forced=first if first != "generate" else None
+    )
+    for name in STEPS[STEPS.index(first) :]:
+        work.do(name)
+    run = {
+        **steps.describe(work),
+        "config": config.model_dump(mode="json"),
+        "started_at": started_at.isoformat(timespec="seconds"),
+        "wall_s": round(time.monotonic() - began, 3),  # of this invocation
+    }
+    work.report(run)
+    write_json(join(out, "run.json"), run)
+    return Ended(out, run)
+
+
+def _forget(uri: str) -> None:
+    filesystem, path = locate(uri)
+    if filesystem.exists(path):
+        filesystem.rm_file(path)

@@ -1,0 +1,163 @@
+"""Step `judge`: a judge's opinion of a sample of replies (realism) and of whole rollouts (de-escalation).
+
+The sample is seeded, spread over scenarios, and of lines that every contestant answered, so that all are judged on
+the same lines. The real replies are among them, and the judge does not know which they are: how it scores those is
+what its other scores are worth. Asked by `deescal.score`, which counts answers that cannot be read and resumes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from deescal.evaluate.config import JudgingConfig
+from deescal.evaluate.contestants import REFERENCE
+from deescal.evaluate.rows import TURNS
+from deescal.schema import MESSAGE, Row, to_table
+from deescal.score import job as scoring
+from deescal.score.config import TaskName
+from deescal.score.source import SCORES_FILE
+from deescal.storage import exists, join, read_table, write_table
+
+# What a judge is asked about; the columns of `deescal.score`'s judging tasks, and whose reply it is.
+TO_JUDGE = pa.schema(
+    {
+        **{name: TURNS.field(name).type for name in ("item_id", "scenario_id", "incident_id", "turn_id", "protocol")},
+        "contestant": pa.string(),  # label, or "reference"
+        "seed": pa.int32(),  # null: the real reply
+        "messages": pa.list_(MESSAGE),
+        "reference": pa.string(),  # null where it is what is judged
+        "reply": pa.string(),
+    }
+)
+# A judged reply or dialogue: means over the judge's samples.
+JUDGED = pa.schema(
+    {
+        "rubric": pa.string(),  # realism, deescalation
+        **{name: TO_JUDGE.field(name).type for name in ("protocol", "item_id", "scenario_id", "incident_id")},
+        "contestant": pa.string(),
+        "seed": pa.int32(),
+        "score": pa.float64(),  # 0..100; null where no answer could be read
+        "n_read": pa.int32(),
+        "n_unread": pa.int32(),  # answers that are not what was asked for, and requests without an answer
+        "unsupported": pa.int32(),  # deductions whose evidence is not there
+    }
+)
+
+
+def sample_items(turns: pa.Table, n: int, seed: int) -> list[str]:
+    """Ids of up to `n` items of one protocol that all contestants answered, one of a scenario before its second."""
+    replied: dict[tuple[str, str], set[str]] = defaultdict(set)
+    models = set(turns["model"].to_pylist())
+    for row in turns.select(["scenario_id", "item_id", "model", "reply"]).to_pylist():
+        if row["reply"] is not None:
+            replied[row["scenario_id"], row["item_id"]].add(row["model"])
+    rng = random.Random(seed)
+    complete = sorted(item for item, of in replied.items() if of == models)
+    seen: Counter[str] = Counter()
+    ranked = []
+    for scenario, item in rng.sample(complete, len(complete)):
+        ranked.append((seen[scenario], item))
+        seen[scenario] += 1
+    return [item for _, item in sorted(ranked, key=lambda place: place[0])[:n]]
+
+
+def realism_rows(turns: pa.Table, config: JudgingConfig) -> list[Row]:
+    """TO_JUDGE of sampled replies, and of the real ones to the same lines."""
+    rows: list[Row] = []
+    for protocol in sorted(set(turns["protocol"].to_pylist())):
+        of = turns.filter(pc.equal(turns["protocol"], protocol))
+        chosen = pa.array(sample_items(of, config.n_items, config.seed), pa.string())
+        replies = of.filter(pc.is_in(of["item_id"], chosen)).filter(pc.field("reply").is_valid()).to_pylist()
+        # In a rollout the real reply does not fit the history; the judge is not told it.
+        shown = protocol == "teacher_forced"
+        rows += [_to_judge(row, row["model"], row["seed"], row["reference"] if shown else None) for row in replies]
+        if config.include_reference and shown:
+            lines = {row["item_id"]: row for row in replies}.values()
+            rows += [_to_judge({**row, "reply": row["reference"]}, REFERENCE, None, None) for row in lines]
+    return rows
+
+
+def dialogue_rows(turns: pa.Table) -> list[Row]:
+    """TO_JUDGE of whole rollouts: the last turn of each window, if all of the window was answered."""
+    rollouts = turns.filter(pc.equal(turns["protocol"], "rollout")).to_pylist()
+    last: dict[tuple[str, str, int], Row] = {}
+    broken = set()
+    for row in rollouts:
+        key = (row["item_id"].rpartition("-")[0], row["model"], row["seed"])
+        if row["reply"] is None:
+            broken.add(key)
+        elif key not in last or row["turn_id"] > last[key]["turn_id"]:
+            last[key] = row
+    rows = []
+    for key, row in last.items():
+        if key not in broken:
+            said = {"role": "assistant", "content": row["reply"] or "..."}
+            rows.append(
+                {**_to_judge(row, row["model"], row["seed"], None), "messages": [*row["messages"], said], "reply": None}
+            )
+    return rows
+
+
+def _to_judge(row: Row, contestant: str, seed: int | None, reference: str | None) -> Row:
+    kept = {name: row[name] for name in TO_JUDGE.names if name in row}
+    return {**kept, "contestant": contestant, "seed": seed, "reference": reference}
+
+
+def judge(out: str, turns: pa.Table, config: JudgingConfig, watch: scoring.Watch, fingerprint: str) -> pa.Table:
+    """All rubrics that there is something to judge by -> JUDGED.
+
+    Args:
+        out: folder of the run; what is asked lies in `judge/<fingerprint>-<rubric>.parquet`.
+        turns: turns.parquet.
+        fingerprint: of the turns and the config: another one is judged anew.
+    """
+    assert config.model is not None
+    tables = []
+    for rubric, rows in (("realism", realism_rows(turns, config)), ("deescalation", dialogue_rows(turns))):
+        if not rows:
+            continue
+        place = join(out, "judge", f"{fingerprint}-{rubric}")
+        if not exists(f"{place}.parquet"):  # once: a scoring run knows its input by its time, too
+            write_table(f"{place}.parquet", to_table(rows, TO_JUDGE))
+        task: TaskName = "realism" if rubric == "realism" else "deescalation"
+        scoring.score(
+            f"{place}.parquet", place, task, [config.model], config.score, endpoint=config.endpoint, watch=watch
+        )
+        tables.append(read_judged(read_table(join(place, SCORES_FILE)), rubric))
+    return pa.concat_tables(tables) if tables else JUDGED.empty_table()
+
+
+def read_judged(scores: pa.Table, rubric: str) -> pa.Table:
+    """SCORES of a judging task over TO_JUDGE -> JUDGED."""
+    by_reply: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    names = ["protocol", "item_id", "scenario_id", "incident_id", "contestant", "seed"]
+    for row in scores.select([*names, "score", "unsupported"]).to_pylist():
+        by_reply[tuple(row[name] for name in names)].append(row)
+    rows = []
+    for key, samples in by_reply.items():
+        read = [row["score"] for row in samples if row["score"] is not None]
+        rows.append(
+            {
+                "rubric": rubric,
+                **dict(zip(names, key, strict=True)),
+                "score": sum(read) / len(read) if read else None,
+                "n_read": len(read),
+                "n_unread": len(samples) - len(read),
+                "unsupported": sum(row["unsupported"] or 0 for row in samples),
+            }
+        )
+    return to_table(rows, JUDGED)
+
+
+def with_realism(turns: pa.Table, judged: pa.Table) -> pa.Table:
+    """Scored turns with a column `realism`, null where a reply was not judged."""
+    of = [row for row in judged.to_pylist() if row["rubric"] == "realism"]
+    known = {(row["protocol"], row["item_id"], row["contestant"], row["seed"]): row["score"] for row in of}
+    keys: Sequence[list] = [turns[name].to_pylist() for name in ("protocol", "item_id", "model", "seed")]
+    scores = [known.get(key) for key in zip(*keys, strict=True)]
+    return turns.append_column("realism", pa.array(scores, pa.float64()))

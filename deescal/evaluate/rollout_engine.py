@@ -1,0 +1,128 @@
+"""The engine of rollouts: one vLLM that stays loaded over all turns, as a Ray actor; REQUESTS in, ANSWERS out.
+
+`deescal.score` would load an engine for each turn. Every dialogue stays with one engine, whose prefix cache has it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+
+from deescal.cluster import start_ray, users_errors
+from deescal.config import load_engine
+from deescal.engine import engine_arguments, engine_environment
+from deescal.evaluate.contestants import Contestant
+from deescal.evaluate.rollout import Ask
+from deescal.models import resolve
+from deescal.schema import Row, to_table
+from deescal.score.config import SamplingConfig, ScoreConfig
+from deescal.score.offline import to_prompts
+from deescal.score.tables import ANSWERS, REQUESTS, answer_row, seed_of
+from deescal.serve.adapters import Adapter, bring_adapter
+
+
+class RolloutEngine:
+    """One loaded base with its adapters."""
+
+    def __init__(self, config: ScoreConfig, sampling: SamplingConfig, adapters: Sequence[Adapter]) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        for name, value in engine_environment(config.llm).items():
+            os.environ.setdefault(name, value)
+        from vllm import LLM
+        from vllm.lora.request import LoRARequest
+        from vllm.platforms import current_platform
+
+        lora = config.lora if adapters else None
+        arguments = engine_arguments(config.llm, on_cpu=current_platform.is_cpu(), lora=lora)
+        self._llm = LLM(model=resolve(config.llm.model), disable_log_stats=True, **arguments)
+        self._config, self._sampling = config, sampling
+        self._adapters = {
+            adapter.name: LoRARequest(adapter.name, number, bring_adapter(adapter).folder)
+            for number, adapter in enumerate(adapters, start=1)
+        }
+
+    def answer(self, requests: pa.Table) -> pa.Table:
+        """REQUESTS -> ANSWERS, in order; latency is that of the whole batch, whose answers come together."""
+        room = self._config.llm.max_model_len - (self._sampling.max_tokens or 0)
+        rows = to_prompts(requests, self._config.llm.model, room).to_pylist()
+        fit = [row for row in rows if row["error"] is None]
+        asked_at_s, start = time.time(), time.perf_counter()
+        outputs = self._generate(fit) if fit else []
+        seconds = time.perf_counter() - start
+        found = {
+            row["request_id"]: {
+                "output": output.outputs[0].text,
+                "finish_reason": output.outputs[0].finish_reason,
+                "n_prompt_tokens": len(row["prompt_ids"]),
+                "n_cached_tokens": output.num_cached_tokens,
+                "n_completion_tokens": len(output.outputs[0].token_ids),
+                "asked_at_s": asked_at_s,
+                "latency_s": seconds,
+            }
+            for row, output in zip(fit, outputs, strict=True)
+        }
+        answers = [answer_row(row, **found.get(row["request_id"], {"error": row["error"]})) for row in rows]
+        return to_table(answers, ANSWERS)
+
+    def _generate(self, rows: Sequence[Row]) -> list[Any]:
+        from vllm import SamplingParams
+
+        sampling = self._sampling
+        parameters = [
+            SamplingParams(
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=seed_of(row["request_id"], sampling),
+            )
+            for row in rows
+        ]
+        prompts: Any = [{"prompt_token_ids": list(map(int, row["prompt_ids"]))} for row in rows]
+        # None in the list is the base; vLLM's annotation forgets it.
+        adapters: Any = [self._adapters[row["adapter"]] if row["adapter"] else None for row in rows]
+        lora = adapters if self._adapters else None
+        return list(self._llm.generate(prompts, parameters, use_tqdm=False, lora_request=lora))
+
+
+@contextmanager
+def engines(
+    engine: str, config: ScoreConfig, sampling: SamplingConfig, contestants: Sequence[Contestant]
+) -> Iterator[Ask]:
+    """Engines that answer while the block runs.
+
+    Args:
+        engine: import path of the class.
+        config: with the model.
+
+    Raises:
+        UserError: Ray has less than they ask for.
+    """
+    resources = config.workers
+    demand = resources.demand(config.llm.tensor_parallel_size)
+    start_ray(config.ray, demand["CPU"] + 1, demand)
+    import ray
+
+    adapters = [c.adapter for c in contestants if c.adapter]
+    actor = ray.remote(load_engine(engine)).options(**resources.ray_options())
+    actors = [actor.remote(config, sampling, adapters) for _ in range(resources.workers)]
+
+    def ask(requests: Sequence[Row]) -> Mapping[str, Row]:
+        shares: list[list[Row]] = [[] for _ in actors]
+        for request in requests:
+            beginning = str(request["messages"][0]["content"]).encode()
+            shares[zlib.crc32(beginning) % len(actors)].append(request)
+        waiting = [a.answer.remote(to_table(s, REQUESTS)) for a, s in zip(actors, shares, strict=True) if s]
+        with users_errors():
+            return {row["request_id"]: row for table in ray.get(waiting) for row in table.to_pylist()}
+
+    try:
+        yield ask
+    finally:
+        for one in actors:
+            ray.kill(one)

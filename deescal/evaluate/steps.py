@@ -1,0 +1,184 @@
+"""The steps of an evaluation: what each is made from, what it makes, and what is left to do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version as package_version
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from deescal import __version__
+from deescal.config import fingerprint
+from deescal.evaluate import judging
+from deescal.evaluate.config import STEPS, EvaluateConfig, StepName
+from deescal.evaluate.contestants import Contestant, known_pairs, pairs_to_compare
+from deescal.evaluate.generate import Generated, files_of, generate, read_turns
+from deescal.evaluate.metrics import score_pairs, signatures
+from deescal.evaluate.rows import ORDER, SCORED_TURNS, check_complete, metric_columns, replies_version
+from deescal.evaluate.significance import means_table, significance_table
+from deescal.evaluate.summary import csv_text, error_causes, summary_table
+from deescal.storage import exists, join, locate, read_json, read_table, version, write_bytes, write_json, write_table
+
+if TYPE_CHECKING:
+    from deescal.evaluate.job import Watch
+
+DONE_FILE, TURNS_FILE, JUDGED_FILE = "steps.json", "turns.parquet", "judged.parquet"
+SUMMARY_FILE, SIGNIFICANCE_FILE, MEANS_FILE = "summary.csv", "significance.csv", "means.parquet"
+_SAID = {
+    "generate": "asking the contestants",
+    "score": "scoring replies",
+    "judge": "judging replies",
+    "test": "testing differences",
+}
+_PACKAGES = ("ray", "torch", "transformers", "peft", "rouge-score", "nltk", "bert-score", "sacrebleu", "scipy")
+
+
+def read_done(out: str) -> dict[str, dict[str, Any]]:
+    """steps.json: step -> fingerprint, seconds, and what it has to say."""
+    return dict(read_json(join(out, DONE_FILE))) if exists(join(out, DONE_FILE)) else {}
+
+
+@dataclass
+class Work:
+    """One invocation."""
+
+    out: str
+    contestants: Sequence[Contestant]
+    config: EvaluateConfig
+    watch: Watch
+    retry_failed: bool = False
+    forced: StepName | None = None  # it and the later steps are done again, whatever is there
+
+    def do(self, step: StepName) -> None:
+        """One step, unless what it would make is there."""
+        if step == "report":  # once run.json is known
+            return
+        made_from = self.made_from(step)
+        again = self.forced is not None and STEPS.index(step) >= STEPS.index(self.forced)
+        if step != "generate" and not again and self._is_done(step, made_from):
+            return
+        if step != "judge" or self.config.judge.model:
+            self.watch.step(_SAID[step])
+        began = time.monotonic()
+        told = getattr(self, f"_{step}")(made_from)
+        done = read_done(self.out)
+        seconds = time.monotonic() - began
+        if step == "generate" and done.get(step, {}).get("fingerprint") == made_from:
+            seconds += done[step]["seconds"]  # it goes on where it was
+        done[step] = {"fingerprint": made_from, **told, "seconds": round(seconds, 3)}
+        write_json(join(self.out, DONE_FILE), done)
+
+    def made_from(self, step: StepName) -> str:
+        """Fingerprint of files and settings that decide what a step makes."""
+        config = self.config
+        if step == "generate":
+            return fingerprint([c.model_dump(mode="json") for c in self.contestants], config.protocols)
+        if step == "score":
+            labels = [replies["labels"] for replies in self.generated.files]
+            return fingerprint(__version__, self._versions(*files_of(self.out, self.generated)), labels, config.metrics)
+        if step == "judge":
+            if config.judge.model is None:
+                return ""
+            quick = {"score": {"workers", "ray", "batch_size", "online"}}
+            replies = replies_version(read_table(join(self.out, TURNS_FILE)))
+            return fingerprint(replies, config.judge.model_dump(mode="json", exclude=quick))
+        files = [join(self.out, TURNS_FILE), *([join(self.out, JUDGED_FILE)] if config.judge.model else [])]
+        return fingerprint(__version__, self._versions(*files), config.test, config.metrics, self.pairs)
+
+    @property
+    def generated(self) -> Generated:
+        done = read_done(self.out)["generate"]
+        return Generated(done["files"], done["failed"])
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Of all contestants, those that failed included: their comparisons say so."""
+        return pairs_to_compare(self.contestants, self.config.pairs)
+
+    def turns(self) -> pa.Table:
+        """Scored turns, with the judge's realism where there is one."""
+        turns = read_table(join(self.out, TURNS_FILE))
+        judged = self.judged()
+        return turns if judged is None else judging.with_realism(turns, judged)
+
+    def judged(self) -> pa.Table | None:
+        file = join(self.out, JUDGED_FILE)
+        return read_table(file) if self.config.judge.model and exists(file) else None
+
+    def _is_done(self, step: StepName, made_from: str) -> bool:
+        judged = [JUDGED_FILE] if self.config.judge.model else []
+        makes = {"score": [TURNS_FILE], "judge": judged, "test": [SUMMARY_FILE, SIGNIFICANCE_FILE, MEANS_FILE]}
+        there = all(exists(join(self.out, name)) for name in makes[step])
+        return there and read_done(self.out).get(step, {}).get("fingerprint") == made_from
+
+    def _versions(self, *files: str) -> list[str]:
+        return [version(locate(uri)[0].info(locate(uri)[1])) if exists(uri) else "" for uri in files]
+
+    def _generate(self, made_from: str) -> Mapping[str, Any]:
+        found = generate(
+            self.out,
+            self.contestants,
+            self.config,
+            self.watch,
+            retry_failed=self.retry_failed,
+            on_failed=self.watch.failed,
+        )
+        return asdict(found)
+
+    def _score(self, made_from: str) -> Mapping[str, Any]:
+        turns = read_turns(self.out, self.generated).sort_by(ORDER)
+        check_complete(turns)
+        scored = score_pairs(turns, self.config.metrics).select(SCORED_TURNS.names)
+        write_table(join(self.out, TURNS_FILE), scored)
+        return {"rows": scored.num_rows}
+
+    def _judge(self, made_from: str) -> Mapping[str, Any]:
+        if self.config.judge.model is None:
+            return {"rows": 0}
+        turns = read_table(join(self.out, TURNS_FILE))
+        judged = judging.judge(self.out, turns, self.config.judge, self.watch, made_from)
+        write_table(join(self.out, JUDGED_FILE), judged)
+        return {"rows": judged.num_rows}
+
+    def _test(self, made_from: str) -> Mapping[str, Any]:
+        turns, test = self.turns(), self.config.test
+        metrics = metric_columns(turns)
+        means = means_table(turns, metrics, seed=test.seed, n_resamples=test.n_resamples)
+        found = significance_table(turns, self.pairs, metrics, seed=test.seed, n_resamples=test.n_resamples)
+        write_table(join(self.out, MEANS_FILE), means)
+        summary = summary_table(turns, means, self.config.metrics)
+        write_bytes(join(self.out, SUMMARY_FILE), csv_text(summary))
+        write_bytes(join(self.out, SIGNIFICANCE_FILE), csv_text(found))
+        return {"comparisons": found.num_rows}
+
+    def report(self, run: Mapping[str, Any]) -> None:
+        from deescal.report.evaluate_page import write_evaluate_page
+
+        self.watch.step("writing the page")
+        write_evaluate_page(run, self.out)
+
+
+def describe(work: Work) -> dict[str, Any]:
+    """run.json, but for its times and config."""
+    done, config = read_done(work.out), work.config
+    turns = work.turns()
+    return {
+        "deescal": __version__,
+        "fingerprint": read_json(join(work.out, "job.json"))["fingerprint"],
+        "data": read_json(join(work.out, "job.json"))["data"],
+        "contestants": [c.model_dump(mode="json") for c in work.contestants],
+        "failed": done["generate"]["failed"],
+        "pairs": work.pairs,
+        "tuned": list(config.pairs) or known_pairs(work.contestants),  # pairs that stand as base -> tuned
+        "metrics": metric_columns(turns),
+        "signatures": signatures(config.metrics),
+        "rows": turns.num_rows,
+        "errors": error_causes(turns),
+        "replies": [file["folder"] for file in done["generate"]["files"]],
+        "fingerprints": {name: step["fingerprint"] for name, step in done.items()},
+        "seconds": {name: step["seconds"] for name, step in done.items()},
+        "versions": {name: package_version(name) for name in _PACKAGES},
+    }

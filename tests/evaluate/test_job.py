@@ -1,0 +1,506 @@
+"""The whole evaluation against an endpoint without a model: conservation, resume, errors, bad input, the command."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from deescal.config import load_config
+from deescal.errors import UserError
+from deescal.evaluate.command import app
+from deescal.evaluate.config import EvaluateConfig
+from deescal.evaluate.job import Ended, Watch, evaluate, evaluate_from
+from deescal.evaluate.rows import SCORED_TURNS
+from deescal.evaluate.significance import SIGNIFICANCE
+from deescal.evaluate.summary import SUMMARY_TABLE
+from deescal.judge.realism import CRITERIA
+from deescal.report.evaluate_findings import read_csv
+from deescal.schema import Row
+from tests.conftest import ROOT
+from tests.serve.fake_server import FakeServer, Handler, fail, reply
+from tests.serve.lora import write_adapter
+from tests.train.tiny import write_dataset, write_model
+
+FLAWLESS = json.dumps({c.name: {"evidence": "", "points": 0} for c in CRITERIA})
+QUICK = ["metrics.metrics=[rouge_l, bleu_4]", "metrics.workers=1", "test.n_resamples=200", "generate.online.retries=0"]
+
+
+class Api(FakeServer):
+    """`good` repeats the officer's last word as the tiny dataset's civilians do, `bad` never does, `judge` judges."""
+
+    def __init__(self) -> None:
+        super().__init__(then=self.answer, models=("good", "bad", "judge"))
+        self.refused: set[str] = set()  # last messages
+        self.slow = ""  # model that takes its time
+
+    def answer(self, handler: Handler, fields: dict[str, Any]) -> None:
+        said = fields["messages"][-1]["content"]
+        time.sleep(0.1 if fields["model"] == self.slow else 0)
+        if fields["model"] == "judge":
+            act = reply(FLAWLESS)
+        elif said in self.refused:
+            act = fail(400, "too long")
+        else:
+            act = reply(" ".join([said.split()[-1]] * 3) if fields["model"] == "good" else "I don't know, officer.")
+        act(handler, fields)
+
+    def asked(self, model: str) -> list[dict[str, Any]]:
+        return [fields for _, _, fields in self.seen if fields["model"] == model]
+
+
+@pytest.fixture(autouse=True)
+def _no_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time, and the page has tests of its own."""
+
+    def write(run: Any, out: str) -> None:
+        (Path(out) / "report.html").write_text("a page")
+
+    if "command" not in request.node.name:
+        monkeypatch.setattr("deescal.report.evaluate_page.write_evaluate_page", write)
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    with Api() as server:
+        yield server
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    return write_dataset(tmp_path / "data")
+
+
+def config(*overrides: str) -> EvaluateConfig:
+    return load_config(None, EvaluateConfig, [*QUICK, *overrides])
+
+
+def compare(data: str, out: Path, api: Api, *overrides: str, models: str = "good,bad", **options: Any) -> Ended:
+    texts = [name if "/" in name else f"{api.url}#{name}" for name in models.split(",")]
+    return evaluate(data, texts, str(out), config(*overrides), **options)
+
+
+def turns_of(out: Path) -> list[Row]:
+    table = pq.read_table(out / "turns.parquet")
+    assert table.schema.equals(SCORED_TURNS)
+    return table.to_pylist()
+
+
+def untimed(rows: list[Row]) -> list[Row]:
+    return [{k: v for k, v in row.items() if k not in ("asked_at_s", "latency_s")} for row in rows]
+
+
+def tables(out: Path) -> tuple[list[Row], list[str], str]:
+    """What two right runs must have in common; a NaN as text, since it equals nothing."""
+    summary = read_csv(str(out / "summary.csv"), SUMMARY_TABLE)
+    timeless = [{k: v for k, v in row.items() if "latency" not in k and "seconds" not in k} for row in summary]
+    return untimed(turns_of(out)), [repr(row) for row in timeless], (out / "significance.csv").read_text()
+
+
+def test_every_contestant_answers_every_item_once(tmp_path: Path, data: str, api: Api) -> None:
+    ended = compare(data, tmp_path / "out", api)
+    rows, items = turns_of(tmp_path / "out"), pq.read_table(tmp_path / "out" / "items.parquet").to_pylist()
+    examples = pq.read_table(Path(data) / "examples" / "test.parquet").to_pylist()
+    n_new = sum(
+        m["role"] == "assistant" and n >= e["n_context_messages"] for e in examples for n, m in enumerate(e["messages"])
+    )
+    assert len(items) == len({i["item_id"] for i in items}) == n_new > 10
+    keys = {(r["item_id"], r["model"], r["seed"]) for r in rows}
+    assert keys == {(i["item_id"], m, 0) for i in items for m in ("good", "bad")}
+    assert len(rows) == len(keys) == ended.run["rows"] == len(api.seen)
+    by_item = {i["item_id"]: i for i in items}
+    for row in rows:
+        item = by_item[row["item_id"]]
+        assert (row["messages"], row["reference"]) == (item["messages"], item["reference"])
+        assert row["rouge_l"] == (1.0 if row["model"] == "good" else 0.0)
+        assert row["meteor"] is None
+    assert ended.run["metrics"] == ["rouge_l", "bleu_4"]
+    assert ended.failed == {}
+    assert ended.run["errors"] == {}
+
+
+def test_turns_of_a_scenario_are_numbered_in_order(tmp_path: Path, data: str, api: Api) -> None:
+    compare(data, tmp_path / "out", api, models="good")
+    by_scenario: dict[str, list[int]] = {}
+    for row in turns_of(tmp_path / "out"):
+        by_scenario.setdefault(row["scenario_id"], []).append(row["turn_id"])
+    assert all(turns == list(range(len(turns))) for turns in by_scenario.values())
+
+
+def test_the_tables_say_who_is_better(tmp_path: Path, data: str, api: Api) -> None:
+    compare(data, tmp_path / "out", api)
+    summary = {row["model"]: row for row in read_csv(str(tmp_path / "out" / "summary.csv"), SUMMARY_TABLE)}
+    assert (summary["good"]["rouge_l"], summary["bad"]["rouge_l"]) == (100.0, 0.0)
+    assert summary["good"]["seconds_a_turn"] > 0
+    tests = read_csv(str(tmp_path / "out" / "significance.csv"), SIGNIFICANCE)
+    assert [(r["a"], r["b"], r["metric"], r["difference"]) for r in tests[:1]] == [("bad", "good", "rouge_l", -1.0)]
+    # Three incidents that all differ by the same: no interval, and it says why.
+    assert math.isnan(tests[0]["low"])
+    assert tests[0]["reason"]
+
+
+def test_errors_are_counted_never_scored_and_asked_again(tmp_path: Path, data: str, api: Api) -> None:
+    items = compare(data, tmp_path / "first", api, models="good") and turns_of(tmp_path / "first")
+    api.refused = {items[0]["messages"][-1]["content"]}
+    ended = compare(data, tmp_path / "out", api, models="good")
+    failed = [r for r in turns_of(tmp_path / "out") if r["error"]]
+    assert 0 < len(failed) < len(items)
+    assert all(r["reply"] is None and r["rouge_l"] is None for r in failed)
+    assert ended.run["errors"] == {"teacher_forced, good": {"HTTP N: too long": len(failed)}}
+    (row,) = read_csv(str(tmp_path / "out" / "summary.csv"), SUMMARY_TABLE)
+    assert (row["n"], row["n_errors"], row["rouge_l"]) == (len(items), len(failed), 100.0)
+    before = len(api.seen)
+    api.refused = set()
+    assert compare(data, tmp_path / "out", api, models="good", retry_failed=True).run["errors"] == {}
+    assert len(api.seen) - before == len(failed)
+
+
+def test_a_run_that_lost_files_comes_to_the_same(tmp_path: Path, data: str, api: Api) -> None:
+    out = tmp_path / "out"
+    compare(data, out, api)
+    before, n_asked = tables(out), len(api.seen)
+    (out / "run.json").unlink()
+    compare(data, out, api)
+    assert len(api.seen) == n_asked
+    assert tables(out) == before
+    (out / "run.json").unlink()
+    (replies,) = (out / "replies").iterdir()
+    (replies / "run.json").unlink()
+    part = next((replies / "parts").iterdir())
+    n_lost = pq.read_table(part).num_rows
+    part.unlink()
+    compare(data, out, api)
+    assert len(api.seen) == n_asked + n_lost
+    assert tables(out) == before
+    for name in ("turns.parquet", "summary.csv", "report.html", "steps.json"):
+        (out / name).unlink()
+    compare(data, out, api)
+    assert len(api.seen) == n_asked + n_lost
+    assert tables(out) == before
+
+
+class PlugPulled(Exception):
+    pass
+
+
+class Impatient(Watch):
+    def answers(self, answers: Any) -> None:
+        raise PlugPulled
+
+
+def test_a_run_that_was_stopped_asks_the_rest(tmp_path: Path, data: str, api: Api) -> None:
+    quick = ("generate.online.part_requests=3", "generate.online.concurrency=2")
+    with pytest.raises(PlugPulled):
+        compare(data, tmp_path / "out", api, *quick, watch=Impatient())
+    assert not (tmp_path / "out" / "run.json").exists()
+    compare(data, tmp_path / "out", api, *quick)
+    compare(data, tmp_path / "calm", api, *quick)
+    assert tables(tmp_path / "out") == tables(tmp_path / "calm")
+
+
+DRIVER = """
+import sys
+import deescal.report.evaluate_page as page
+from deescal.config import load_config
+from deescal.evaluate.config import EvaluateConfig
+from deescal.evaluate.job import evaluate
+page.write_evaluate_page = lambda run, out: None
+data, models, out, *overrides = sys.argv[1:]
+evaluate(data, [models], out, load_config(None, EvaluateConfig, overrides))
+"""
+
+
+@pytest.mark.parametrize("moment", ["good", "judge"])
+def test_a_run_killed_while_it_asks_comes_to_the_same(tmp_path: Path, data: str, api: Api, moment: str) -> None:
+    """kill -9 in the midst of generation, and in the midst of judging."""
+    out, few = tmp_path / "out", "{part_requests: 2, concurrency: 1, retries: 0}"
+    judge = ("judge.model=judge", f"judge.endpoint={api.url}", "judge.n_items=6", f"judge.score.online={few}")
+    settings = [*QUICK, *judge, f"generate.online={few}"]
+    models = f"{api.url}#good,{api.url}#bad"
+    api.slow = moment
+    process = subprocess.Popen([sys.executable, "-c", DRIVER, data, models, str(out), *settings], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 120
+        while len(api.asked(moment)) < 6:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (out / "run.json").exists()
+    api.slow = ""
+    before = {name: len(api.asked(name)) for name in ("good", "bad", "judge")}
+    compare(data, out, api, *settings)
+    after = {name: len(api.asked(name)) for name in before}
+    n_items = pq.read_table(out / "items.parquet").num_rows
+    # Asked twice is only what was under way, or not stored yet.
+    assert n_items <= after["good"] <= n_items + 3
+    assert 18 <= after["judge"] <= 18 + 3
+    assert after[moment] > before[moment]
+    compare(data, tmp_path / "calm", api, *settings)
+    assert tables(out) == tables(tmp_path / "calm")
+    judged = [pq.read_table(folder / "judged.parquet").to_pylist() for folder in (out, tmp_path / "calm")]
+    assert judged[0] == judged[1]
+
+
+def test_a_step_alone_takes_what_is_there(tmp_path: Path, data: str, api: Api) -> None:
+    out = tmp_path / "out"
+    compare(data, out, api)
+    n_asked, turns = len(api.seen), turns_of(out)
+    ended = evaluate_from(str(out), "score", config("metrics.metrics=[bleu_4]"))
+    assert len(api.seen) == n_asked
+    assert ended.run["metrics"] == ["bleu_4"]
+    assert [r["bleu_4"] for r in turns_of(out)] == [r["bleu_4"] for r in turns]
+    stamp = (out / "turns.parquet").stat().st_mtime_ns
+    evaluate_from(str(out), "test", config("metrics.metrics=[bleu_4]"))
+    assert (out / "turns.parquet").stat().st_mtime_ns == stamp
+    (out / "report.html").unlink()
+    evaluate_from(str(out), "report", config("metrics.metrics=[bleu_4]"))
+    assert (out / "report.html").exists()
+    shutil.rmtree(out / "replies")
+    steps = json.loads((out / "steps.json").read_text())
+    del steps["test"]
+    (out / "steps.json").write_text(json.dumps(steps))
+    with pytest.raises(UserError, match=r"step 'test' of .* is not done yet"):
+        evaluate_from(str(out), "report", config())
+
+
+def test_who_cannot_be_asked_is_out_alone(tmp_path: Path, data: str, api: Api) -> None:
+    told: list[str] = []
+
+    class Listening(Watch):
+        def failed(self, label: str, why: str) -> None:
+            told.append(label)
+
+    ended = compare(
+        data, tmp_path / "out", api, models="good,no/such/model,bad,org/base:x=/no/where", watch=Listening()
+    )
+    assert list(ended.failed) == told == ["model", "base:x"]
+    assert "neither a folder nor a Hugging Face id" in ended.failed["model"]
+    assert "no adapter_config.json in /no/where" in ended.failed["base:x"]
+    assert {r["model"] for r in turns_of(tmp_path / "out")} == {"good", "bad"}
+    reasons = [r["reason"] for r in read_csv(str(tmp_path / "out" / "significance.csv"), SIGNIFICANCE)]
+    assert "no item has a score of both" in reasons
+    with pytest.raises(UserError, match="no contestant can be asked"):
+        compare(data, tmp_path / "none", api, models="no/such/model")
+
+
+def test_a_contestant_may_be_added(tmp_path: Path, data: str, api: Api) -> None:
+    with Api() as other:
+        compare(data, tmp_path / "out", api, models="good")
+        n_asked = len(api.seen)
+        evaluate(data, [f"{api.url}#good,{other.url}#bad"], str(tmp_path / "out"), config())
+        assert len(api.seen) == n_asked
+        assert len(other.seen) == n_asked
+        assert {r["model"] for r in turns_of(tmp_path / "out")} == {"good", "bad"}
+
+
+def test_an_endpoint_that_is_gone_keeps_its_replies(tmp_path: Path, data: str, api: Api) -> None:
+    with Api() as other:
+        models = [f"{api.url}#good,{other.url}#bad"]
+        evaluate(data, models, str(tmp_path / "out"), config())
+    ended = evaluate(data, models, str(tmp_path / "out"), config())
+    assert ended.failed == {}
+    ended = evaluate(data, models, str(tmp_path / "out"), config(), retry_failed=True)
+    assert "cannot be reached" in ended.failed["bad"]
+    assert {r["model"] for r in turns_of(tmp_path / "out")} == {"good"}
+
+
+def test_one_ray_has_room_for_contestants_and_judge() -> None:
+    settings = config("judge.model=org/judge", "judge.score.workers.num_cpus=6", "generate.workers.num_cpus=2")
+    roomy = settings.with_room()
+    assert (roomy.generate.ray.num_cpus, roomy.judge.score.ray.num_cpus) == (7, 7)
+    assert config("judge.score.workers.num_cpus=6").with_room().generate.ray.num_cpus == 3
+    assert config("generate.ray.num_cpus=9").with_room().generate.ray.num_cpus == 9
+
+
+def test_seeds_are_draws_of_one_item(tmp_path: Path, data: str, api: Api) -> None:
+    sampling = ("generate.sampling.temperature=1", "generate.sampling.samples=2")
+    compare(data, tmp_path / "out", api, *sampling, models="good")
+    rows = turns_of(tmp_path / "out")
+    n_items = len({r["item_id"] for r in rows})
+    assert sorted(r["seed"] for r in rows) == [0] * n_items + [1] * n_items
+    assert len({f["seed"] for f in api.asked("good")}) == 2 * n_items
+    (row,) = read_csv(str(tmp_path / "out" / "summary.csv"), SUMMARY_TABLE)
+    assert (row["n_items"], row["n"], row["seeds"]) == (n_items, 2 * n_items, 2)
+
+
+def test_a_judge_reads_a_sample_and_real_replies(tmp_path: Path, data: str, api: Api) -> None:
+    judge = ("judge.model=judge", f"judge.endpoint={api.url}", "judge.n_items=4")
+    ended = compare(data, tmp_path / "out", api, *judge)
+    judged = pq.read_table(tmp_path / "out" / "judged.parquet").to_pylist()
+    assert len(api.asked("judge")) == len(judged) == 4 * 3
+    assert sorted(r["contestant"] for r in judged) == ["bad"] * 4 + ["good"] * 4 + ["reference"] * 4
+    assert len({r["item_id"] for r in judged}) == 4
+    assert {r["score"] for r in judged} == {100.0}
+    assert "realism" in ended.run["metrics"]
+    summary = read_csv(str(tmp_path / "out" / "summary.csv"), SUMMARY_TABLE)
+    assert [row["realism"] for row in summary] == [100.0, 100.0]
+    compare(data, tmp_path / "out", api, *judge)
+    assert len(api.asked("judge")) == len(judged)
+
+
+def test_bad_settings_are_refused_before_anything_is_asked(tmp_path: Path, data: str, api: Api) -> None:
+    compare(data, tmp_path / "out", api)
+    n_asked = len(api.seen)
+    for overrides, says in (
+        (["judge.model=good", f"judge.endpoint={api.url}/v1"], "is also the model of contestant"),
+        (["keys={127.0.0.1: DEESCAL_TEST_NO_KEY}"], "DEESCAL_TEST_NO_KEY, which `keys` names, is not set"),
+        (["pairs=[[good, other]]"], "no contestant 'other'; there are good, bad"),
+        (["generate.split=validation"], "holds an evaluation on other data"),
+        (["generate.sampling.max_tokens=9"], "holds an evaluation on other data, or with other sampling"),
+    ):
+        with pytest.raises(UserError) as caught:
+            compare(data, tmp_path / "out", api, *overrides)
+        assert says in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert len(api.seen) == n_asked
+
+
+def test_rollouts_are_rows_of_their_own_and_are_taken_up_again(tmp_path: Path, data: str, api: Api) -> None:
+    out = tmp_path / "out"
+    both = ("protocols=[teacher_forced, rollout]", "judge.model=judge", f"judge.endpoint={api.url}", "judge.n_items=2")
+    ended = compare(data, out, api, *both)
+    rows = [r for r in turns_of(out) if r["protocol"] == "rollout"]
+    assert len(rows) == ended.run["rows"] / 2
+    for row in rows:
+        said = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
+        if row["model"] == "bad" and row["item_id"].partition("-")[2].startswith("0-") and said:
+            assert said[-1] == "I don't know, officer." or row["item_id"].endswith("-3")
+    assert {row["protocol"] for row in read_csv(str(out / "summary.csv"), SUMMARY_TABLE)} == {
+        "rollout",
+        "teacher_forced",
+    }
+    # What the judge said is no verdict on whole dialogues: counted as not read, no score.
+    judged = pq.read_table(out / "judged.parquet").to_pylist()
+    whole = [r for r in judged if r["rubric"] == "deescalation"]
+    assert whole
+    assert all((r["score"], r["n_read"], r["n_unread"]) == (None, 0, 1) for r in whole)
+    assert {r["contestant"] for r in whole} == {"good", "bad"}
+
+    before, n_asked, n_judged = tables(out), len(api.asked("good")) + len(api.asked("bad")), len(api.asked("judge"))
+    (rollout,) = (out / "rollout").iterdir()
+    (rollout / "turns.parquet").unlink()
+    part = next((rollout / "parts").iterdir())
+    n_lost = pq.read_table(part).num_rows
+    part.unlink()
+    compare(data, out, api, *both)
+    assert len(api.asked("good")) + len(api.asked("bad")) == n_asked + n_lost
+    assert len(api.asked("judge")) == n_judged
+    assert tables(out) == before
+
+
+def test_bad_data_is_refused_before_anything_is_asked(tmp_path: Path, data: str, api: Api) -> None:
+    with pytest.raises(UserError, match="there is no such folder"):
+        compare(str(tmp_path / "nowhere"), tmp_path / "out", api)
+    with pytest.raises(UserError, match="no dataset of `deescal dataset build`"):
+        compare(str(tmp_path), tmp_path / "out", api)
+    test = Path(data) / "examples" / "test.parquet"
+    pq.write_table(pq.read_table(test).slice(0, 0), test)
+    with pytest.raises(UserError, match="its test split is empty"):
+        compare(data, tmp_path / "out", api)
+    test.unlink()
+    with pytest.raises(UserError, match="without a test split"):
+        compare(data, tmp_path / "out", api)
+    assert api.seen == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_wordnet_is_a_line_before_anything(
+    tmp_path: Path, data: str, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise UserError("METEOR needs WordNet")
+
+    monkeypatch.setattr("deescal.evaluate.wordnet.load_wordnet", missing)
+    with pytest.raises(UserError, match="METEOR needs WordNet"):
+        compare(data, tmp_path / "out", api, "metrics.metrics=[meteor]")
+    assert api.seen == []
+
+
+def command(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_the_command_from_replies_to_human_ratings(tmp_path: Path, data: str, api: Api) -> None:
+    out, models = str(tmp_path / "out"), f"{api.url}#good,{api.url}#bad"
+    result = command("--data", data, "--models", models, "--out", out, *QUICK)
+    assert result.exit_code == 0, result.output
+    for found in ("teacher forced: ", "ROUGE-L", "s/turn", "bad - good", "page      "):
+        assert found in result.output
+    assert "->" not in result.output  # none is known to be tuned from another
+    result = command("--data", data, "--models", models, "--out", out, *QUICK, "pairs=[[good, bad]]")
+    assert "bad -> good" in result.output
+    n_asked = len(api.seen)
+    assert command("--out", out, "--from", "report").exit_code == 0
+    assert len(api.seen) == n_asked
+
+    pack = tmp_path / "pack"
+    result = command("humans", "export", out, "--out", str(pack), "n_items=6", "raters=2")
+    assert result.exit_code == 0, result.output
+    sheets = sorted(str(sheet) for sheet in pack.glob("rate-*.csv"))
+    for sheet in sheets:
+        lines = Path(sheet).read_text(encoding="utf-8-sig").splitlines()
+        filled = [line.rstrip(",") + ",4,3" if line.endswith(",,") else line for line in lines]
+        Path(sheet).write_text("\n".join(filled))
+    result = command("humans", "import", str(pack), *sheets, "--run", out, "--count-inattentive")
+    assert result.exit_code == 0, result.output
+    assert "agreement on realism" in result.output
+    assert "What people say" in (tmp_path / "out" / "report.html").read_text()
+    assert next((tmp_path / "out" / "humans").iterdir()).joinpath("ratings.parquet").exists()
+
+
+def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path, data: str, api: Api) -> None:
+    for arguments, says in (
+        (["--out", "x"], "--data is required"),
+        (["--out", "x", "--data", data], "--models is required"),
+        (["--out", str(tmp_path / "x"), "--from", "test"], "no evaluation is there"),
+        (["--out", "x", "--data", data, "--models", "a", "bad"], "'bad': expected key=value"),
+        (["--out", "x", "--data", data, "--from", "test"], "--from test: takes data and models from"),
+        (["humans", "export", str(tmp_path), "--out", "x"], "no turns.parquet"),
+        (["humans", "import", str(tmp_path), "x.csv"], "no key.json"),
+    ):
+        result = command(*arguments)
+        assert result.exit_code == 2, arguments
+        assert says in result.output, result.output
+        assert len(result.output.strip().splitlines()) == 1
+
+
+@pytest.mark.ray
+def test_engines_here_and_one_that_does_not_load(tmp_path: Path, data: str) -> None:
+    import ray
+
+    model = write_model(tmp_path / "tiny")
+    shutil.copytree(model, tmp_path / "broken")
+    adapter = write_adapter(tmp_path / "noise", model, seed=1)
+    here = (
+        "generate.worker=tests.evaluate.fakes:PickyWorker",
+        "generate.llm={max_model_len: 512, max_num_seqs: 4}",
+        "generate.workers={num_cpus: 0.5, memory_gib: 0.1}",
+        "generate.ray={num_cpus: 4, object_store_gib: 0.2}",
+        "generate.lora.max_rank=8",
+    )
+    models = [f"{tmp_path}/broken,{model},{model}:noise={adapter}"]
+    try:
+        ended = evaluate(data, models, str(tmp_path / "out"), config(*here))
+    finally:
+        ray.shutdown()
+    assert list(ended.failed) == ["broken"]
+    assert ended.failed["broken"] == "its engine failed: RuntimeError: weights do not fit"
+    rows = turns_of(tmp_path / "out")
+    n_items = pq.read_table(tmp_path / "out" / "items.parquet").num_rows
+    assert len(rows) == 2 * n_items
+    assert {r["reply"].partition(":")[0] for r in rows if r["model"] == "tiny"} == {"base"}
+    assert {r["reply"].partition(":")[0] for r in rows if r["model"] == "tiny:noise"} == {"noise"}
+    assert [tuple(pair) for pair in ended.run["pairs"]] == [("tiny:noise", "tiny")]
