@@ -25,7 +25,8 @@ import psutil
 from bench.serve import running
 from deescal.config import load_config
 from deescal.serve import deploy, live
-from deescal.serve.client import Answer, Endpoint, EndpointError, ask_all
+from deescal.serve.answers import Answer, EndpointError
+from deescal.serve.client import Endpoint, ask_all
 from deescal.serve.config import ServeConfig
 from deescal.serve.load import deal, encounters, read_conversations
 

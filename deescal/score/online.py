@@ -15,7 +15,8 @@ from deescal.schema import Row, to_table
 from deescal.score.config import OnlineConfig, SamplingConfig
 from deescal.score.store import write_part
 from deescal.score.tables import ANSWERS, answer_row, seed_of
-from deescal.serve.client import Answer, Endpoint, EndpointError, ask_all
+from deescal.serve.answers import Answer, EndpointError
+from deescal.serve.client import Endpoint, ask_all
 
 WINDOW = 4096  # requests in memory at once
 

@@ -13,65 +13,30 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deescal.errors import UserError, one_line
+from deescal.serve.answers import (
+    Answer,
+    EndpointError,
+    check_body,
+    check_status,
+    counts_of,
+    json_object,
+    piece_of,
+    read_answer,
+)
 
 if TYPE_CHECKING:
     import httpx
 
 KEY_ENV = "DEESCAL_API_KEY"
-RETRYABLE = frozenset({429, 500, 502, 503, 504})
 MAX_WAIT_S = 30.0  # between two attempts, unless the server asks for more
-_SHOWN = 200  # characters of a server's own words in an error
 _CHECK_TIMEOUT_S = 10.0
 
 Fields = Mapping[str, Any]  # of a request, as the API has them: model, messages or prompt, max_tokens, ...
 T = TypeVar("T")
-
-
-class EndpointError(Exception):
-    """A request that has no answer.
-
-    Attributes:
-        status: HTTP status; None where there is none to blame.
-        retryable: whether another attempt may go well.
-        kind: in a few words, to count errors by: "HTTP 503", "connection", "timeout", "malformed".
-        retry_after_s: how long the server asks to wait.
-        attempts: made until it was given up.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        status: int | None = None,
-        retryable: bool = False,
-        *,
-        kind: str = "",
-        retry_after_s: float | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.retryable, self.retry_after_s = status, retryable, retry_after_s
-        self.kind = kind or (f"HTTP {status}" if status else "malformed")
-        self.attempts = 1
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a request got; a count of tokens is None where the server does not tell."""
-
-    text: str  # of the first choice
-    finish_reason: str | None  # stop, length, ...
-    n_prompt_tokens: int | None
-    n_cached_tokens: int | None  # of the prompt's, found in the server's prefix cache
-    n_completion_tokens: int | None
-    latency_s: float  # from the first attempt on, waits included: what the caller waited
-    attempts: int
-    choices: list[dict[str, Any]]  # as they came; of a stream, the pieces put together
 
 
 class Endpoint:
@@ -152,7 +117,7 @@ class Endpoint:
                     response = await self._client.post(self.url + path, content=json.dumps(fields))
             except TimeoutError as error:
                 raise _timeout(self.timeout_s) from error
-            _check_status(response, response.content)
+            check_status(response, response.content)
             return read_answer(response.content, time.perf_counter() - start, n)
 
         async with self:
@@ -232,7 +197,7 @@ class Stream:
             events, before = self._events(), []
             async for event in events:
                 before.append(event)
-                if _piece(event)[0]:
+                if piece_of(event)[0]:
                     break
             return events, before
 
@@ -241,7 +206,7 @@ class Stream:
             try:
                 while True:
                     for event in before:
-                        text, reason = _piece(event)
+                        text, reason = piece_of(event)
                         finish_reason = reason or finish_reason
                         usage = event.get("usage") or usage
                         if text:
@@ -259,7 +224,7 @@ class Stream:
         text = "".join(parts)
         choices = [{"text": text, "finish_reason": finish_reason}]
         seconds = time.perf_counter() - start
-        self.answer = Answer(text, finish_reason, *_counts(usage), seconds, attempts, choices)
+        self.answer = Answer(text, finish_reason, *counts_of(usage), seconds, attempts, choices)
 
     async def _events(self) -> AsyncIterator[dict[str, Any]]:
         """Server-sent events of one attempt."""
@@ -267,7 +232,7 @@ class Stream:
         ended = False  # by [DONE] or, as some servers leave it out, by a finish reason
         async with endpoint._client.stream("POST", endpoint.url + _path(self._fields), content=content) as response:
             if response.status_code != HTTPStatus.OK:
-                _check_status(response, await response.aread())
+                check_status(response, await response.aread())
             async for line in response.aiter_lines():
                 name, _, data = line.partition(":")
                 if name != "data":
@@ -275,9 +240,9 @@ class Stream:
                 if data.strip() == "[DONE]":
                     ended = True
                     continue  # to the body's end: a connection whose answer was not read cannot be used again
-                event = {"choices": [], **_json_object(data)}  # some leave them out where they only count tokens
-                _check_body(event)
-                ended = ended or _piece(event)[1] is not None
+                event = {"choices": [], **json_object(data)}  # some leave them out where they only count tokens
+                check_body(event)
+                ended = ended or piece_of(event)[1] is not None
                 yield event
         if not ended:
             raise EndpointError("malformed answer: the stream broke off", retryable=True)
@@ -349,8 +314,8 @@ def check_endpoint(url: str, model: str, key_env: str = KEY_ENV) -> list[str]:
     if response.has_redirect_location:
         raise UserError(f"endpoint {url}: moved to {response.headers['location'].removesuffix('/models')}; give that")
     try:
-        _check_status(response, response.content)
-        models = sorted(str(entry["id"]) for entry in _json_object(response.content)["data"])
+        check_status(response, response.content)
+        models = sorted(str(entry["id"]) for entry in json_object(response.content)["data"])
     except EndpointError as error:
         raise UserError(f"endpoint {url}: {where}: {error}; expected an OpenAI-compatible API") from error
     except (KeyError, TypeError) as error:
@@ -382,19 +347,6 @@ def base_url(url: str) -> str:
     return str(parsed.copy_with(path=path or "/v1"))
 
 
-def read_answer(body: bytes, latency_s: float, attempts: int) -> Answer:
-    """The body of a good response -> Answer. Raises: EndpointError: it is none."""
-    value = _json_object(body)
-    _check_body(value)
-    choice = value["choices"][0] if value["choices"] else {}
-    message = choice.get("message")
-    text = message.get("content") if isinstance(message, dict) else choice.get("text")
-    if not isinstance(text, str):
-        raise EndpointError("malformed answer: a choice without text", retryable=True)
-    reason = choice.get("finish_reason")
-    return Answer(text, reason, *_counts(value.get("usage")), latency_s, attempts, value["choices"])
-
-
 def _path(fields: Fields) -> str:
     return "/chat/completions" if "messages" in fields else "/completions"
 
@@ -409,86 +361,3 @@ def _headers(key_env: str) -> dict[str, str]:
 
 def _timeout(timeout_s: float) -> EndpointError:
     return EndpointError(f"no answer within {timeout_s:g} s", retryable=True, kind="timeout")
-
-
-def _check_status(response: httpx.Response, body: bytes) -> None:
-    status = response.status_code
-    if status == HTTPStatus.OK:
-        return
-    wait_s = seconds_asked(response.headers.get("retry-after", ""))
-    words = _without_key(_words(body), response)
-    message = f"HTTP {status}" + (f": {words}" if words else "") + (f"; try again in {wait_s:g} s" if wait_s else "")
-    raise EndpointError(message, status, retryable=status in RETRYABLE, retry_after_s=wait_s)
-
-
-def _words(body: bytes) -> str:
-    """What a server says of its error, in a line: JSON's message, else the text; of a page, that it is one."""
-    try:
-        value: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        text = body.decode(errors="replace").strip()
-        return "an HTML page" if text.lower().startswith(("<!doctype", "<html")) else text[:_SHOWN].partition("\n")[0]
-    for name in ("error", "message", "detail"):  # OpenAI's, older vLLM's, FastAPI's
-        if isinstance(value, dict) and value.get(name):
-            value = value[name]
-    return " ".join(str(value).split())[:_SHOWN]
-
-
-def _without_key(words: str, response: httpx.Response) -> str:
-    """Some servers repeat the key that they refuse."""
-    key = response.request.headers.get("authorization", "").removeprefix("Bearer ")
-    return words.replace(key, "***") if key else words
-
-
-def seconds_asked(retry_after: str) -> float | None:
-    """The header Retry-After (RFC 9110, 10.2.3), seconds or a date, in seconds from now; None where it is neither."""
-    text = retry_after.strip()
-    if text.isascii() and text.isdigit():
-        return float(text)
-    try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
-
-
-def _json_object(body: bytes | str) -> dict[str, Any]:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise EndpointError("malformed answer: no JSON", retryable=True) from error
-    if not isinstance(value, dict):
-        raise EndpointError("malformed answer: no JSON object", retryable=True)
-    return value
-
-
-def _check_body(value: Fields) -> None:
-    """Raises: EndpointError: an error under HTTP 200, as in the middle of a stream, or no list of choices."""
-    if error := value.get("error"):
-        code = error.get("code") if isinstance(error, dict) else None
-        status = code if isinstance(code, int) else None
-        told = f"error in the answer: {_words(json.dumps(value).encode())}"
-        raise EndpointError(told, status, retryable=status is None or status in RETRYABLE, kind="error in the answer")
-    choices = value.get("choices")
-    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        raise EndpointError("malformed answer: no choices", retryable=True)
-
-
-def _piece(event: Fields) -> tuple[str, str | None]:
-    """(text, finish reason) of an event; the last one, with the usage, has no choice."""
-    choice = event["choices"][0] if event["choices"] else {}
-    delta = choice.get("delta")
-    text = delta.get("content") if isinstance(delta, dict) else choice.get("text")
-    return text if isinstance(text, str) else "", choice.get("finish_reason")
-
-
-def _counts(usage: Any) -> tuple[int | None, int | None, int | None]:
-    """Tokens of the prompt, of them cached, of the completion."""
-    usage = usage if isinstance(usage, dict) else {}
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    found = (usage.get("prompt_tokens"), cached, usage.get("completion_tokens"))
-    prompt_tokens, cached_tokens, completion_tokens = (n if isinstance(n, int) else None for n in found)
-    return prompt_tokens, cached_tokens, completion_tokens

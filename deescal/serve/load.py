@@ -26,7 +26,8 @@ from deescal.config import Config
 from deescal.dataset.chat import Message, system_prompt
 from deescal.errors import UserError
 from deescal.schema import Row
-from deescal.serve.client import KEY_ENV, Answer, Endpoint, EndpointError, bounded, check_endpoint
+from deescal.serve.answers import Answer, EndpointError
+from deescal.serve.client import KEY_ENV, Endpoint, bounded, check_endpoint
 from deescal.serve.load_report import REQUESTS, LoadResult, level_row, write_load
 
 TIME_LIMIT = "time limit"  # kind of error of what was under way when the time was over

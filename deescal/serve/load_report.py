@@ -279,7 +279,7 @@ def render_load_page(result: LoadResult) -> str:
     source = {"url": result.url, "model": result.model, "data": result.data or "made-up encounters"}
     return (
         template_environment()
-        .from_string(_PAGE)
+        .get_template("load.html.jinja")
         .render(
             result=result,
             headings=HEADINGS,
@@ -295,60 +295,3 @@ def render_load_page(result: LoadResult) -> str:
             started=moment(result.started_at),
         )
     )
-
-
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="referrer" content="no-referrer">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:; \
-base-uri 'none'; form-action 'none'">
-<title>Load on {{ result.model }} · deescal</title>
-<link rel="icon" href="data:,">
-<style>{% include "_style.html.jinja" %}
-{% include "_charts.html.jinja" %}
-.list td, .list th { white-space: nowrap; }
-</style>
-</head>
-<body>
-<a class="skip" href="#main">Skip to content</a>
-<header class="top"><div class="wrap"><p class="brand">deescal <span>load</span></p></div></header>
-<main id="main" class="wrap">
-<section aria-labelledby="headline" class="headline">
-  <h1 id="headline">Load on {{ result.model }}</h1>
-  <p class="lead">{{ result.url }}, {{ started }}: {{ n_requests|thousands }} requests with {{ n_prompts|thousands }} \
-different prompts, {{ result.lost|thousands ~ " of them lost" if result.lost else "all answered" }}.</p>
-  {% for line in losses %}<p class="warning">Lost, {{ line }}.</p>{% endfor %}
-  <div class="card scroll-x stack-gap">
-  <table class="list">
-    <thead><tr>{% for heading in headings %}<th scope="col" class="num">{{ heading }}</th>{% endfor %}</tr></thead>
-    <tbody>{% for row in rows %}
-    <tr>{% for cell in row %}<td class="num">{{ cell }}</td>{% endfor %}</tr>
-    {% endfor %}</tbody>
-  </table>
-  </div>
-  <p class="note">Times are p50/p95/p99: of requests, or of all tokens after the first. A request's time counts from \
-its first attempt, waits before retries included. Cached: share of the prompts' tokens that the server had in its \
-prefix cache.</p>
-</section>
-<section id="curves" aria-labelledby="h-curves">
-  <h2 id="h-curves">Against requests at once</h2>
-  <div class="two stack-gap">
-    {% for heading, chart in charts %}<div class="card chart"><h3>{{ heading }}</h3>{{ chart }}</div>{% endfor %}
-  </div>
-</section>
-<section aria-labelledby="h-settings">
-  <h2 id="h-settings">Settings</h2>
-  <div class="card scroll-x stack-gap"><table class="list"><tbody>
-    {% for name, value in settings %}<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>{% endfor %}
-  </tbody></table></div>
-</section>
-</main>
-<footer class="wrap">Written by deescal. This page is one file and fetches nothing.</footer>
-</body>
-</html>
-"""

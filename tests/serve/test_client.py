@@ -13,17 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deescal.errors import UserError
-from deescal.serve.client import (
-    Answer,
-    Endpoint,
-    EndpointError,
-    ask_all,
-    base_url,
-    bounded,
-    check_endpoint,
-    read_answer,
-    seconds_asked,
-)
+from deescal.serve.answers import Answer, EndpointError, read_answer, seconds_asked
+from deescal.serve.client import Endpoint, ask_all, base_url, bounded, check_endpoint
 from tests.conftest import free_port
 from tests.serve.fake_server import FakeServer, drop, echo, fail, hang, html, raw, reply, stream
 
