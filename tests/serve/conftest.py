@@ -38,7 +38,7 @@ class Served:
         return httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("serve")
     adapters = {f"tuned-{i}": write_adapter(folder / f"tuned-{i}", MODEL, seed=i) for i in (1, 2)}
