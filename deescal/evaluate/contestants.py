@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -209,18 +208,3 @@ def check_keys(contestants: Sequence[Contestant], keys: Mapping[str, str]) -> No
         variable = key_variable(contestant.endpoint, keys)
         if variable != KEY_ENV and not os.environ.get(variable):
             raise UserError(f"{contestant.label}: the environment variable {variable}, which `keys` names, is not set")
-
-
-@contextmanager
-def key_in_place(variable: str) -> Iterator[None]:
-    """The key of one endpoint under the name that `deescal.score` knows, since it asks one endpoint a run."""
-    before = os.environ.get(KEY_ENV)
-    if variable != KEY_ENV:
-        os.environ[KEY_ENV] = os.environ.get(variable, "")
-    try:
-        yield
-    finally:
-        if variable != KEY_ENV:
-            os.environ.pop(KEY_ENV)
-            if before is not None:
-                os.environ[KEY_ENV] = before

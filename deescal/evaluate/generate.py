@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypedDict
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from deescal.errors import UserError, one_line
 from deescal.evaluate.config import EvaluateConfig
-from deescal.evaluate.contestants import Contestant, Pass, check_contestant, key_in_place, key_variable, passes
+from deescal.evaluate.contestants import Contestant, Pass, check_contestant, key_variable, passes
 from deescal.evaluate.rollout import Ask, dialogues, play
 from deescal.evaluate.rows import TURNS, to_turns
 from deescal.schema import Row, to_table
@@ -122,23 +122,24 @@ def _ask_pass(
     out: str, together: Pass, config: EvaluateConfig, watch: scoring.Watch, retry_failed: bool
 ) -> list[Replies]:
     places = _places(together, config)
-    variable = key_variable(together.endpoint, config.keys) if together.endpoint else None
-    with key_in_place(variable) if variable else nullcontext():
-        for place in places:
-            folder = join(out, place["folder"])
-            if place["protocol"] == "rollout":
-                _roll(out, folder, together, config, watch, retry_failed)
-                continue
-            scoring.score(
-                join(out, ITEMS_FILE),
-                folder,
-                "replies",
-                [c.option for c in together.contestants],
-                config.generate,
-                endpoint=together.endpoint,
-                retry_failed=retry_failed,
-                watch=watch,
-            )
+    if together.endpoint:
+        online = config.generate.online.model_copy(update={"key_env": key_variable(together.endpoint, config.keys)})
+        config = config.model_copy(update={"generate": config.generate.model_copy(update={"online": online})})
+    for place in places:
+        folder = join(out, place["folder"])
+        if place["protocol"] == "rollout":
+            _roll(out, folder, together, config, watch, retry_failed)
+            continue
+        scoring.score(
+            join(out, ITEMS_FILE),
+            folder,
+            "replies",
+            [c.option for c in together.contestants],
+            config.generate,
+            endpoint=together.endpoint,
+            retry_failed=retry_failed,
+            watch=watch,
+        )
     return places
 
 

@@ -14,6 +14,7 @@ from deescal.engine import LlmConfig, LoraSlots
 from deescal.errors import UserError
 from deescal.judge.features import JudgeConfig
 from deescal.serve.adapters import Adapter, parse_adapter
+from deescal.serve.client import KEY_ENV
 
 TaskName = Literal["replies", "features", "realism", "deescalation"]
 TASKS: tuple[TaskName, ...] = ("replies", "features", "realism", "deescalation")
@@ -39,6 +40,7 @@ class SamplingConfig(Config):
 class OnlineConfig(Config):
     """How an endpoint is asked."""
 
+    key_env: str = KEY_ENV  # the environment variable that has the key
     concurrency: int = Field(default=16, ge=1)  # requests in flight
     timeout_s: float = Field(default=120.0, gt=0)  # of one attempt
     retries: int = Field(default=4, ge=0)  # after the first attempt

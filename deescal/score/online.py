@@ -36,7 +36,7 @@ def ask_online(
         sampling: with `max_tokens`.
         on_answers: is handed the ANSWERS of a file when it is stored.
     """
-    endpoint = Endpoint(url, timeout_s=config.timeout_s, retries=config.retries)
+    endpoint = Endpoint(url, config.key_env, config.timeout_s, config.retries)
     rows = iter(requests)
     while window := list(islice(rows, WINDOW)):
         _ask_window(endpoint, window, out, sampling, config, on_answers)

@@ -65,7 +65,7 @@ def make_plan(data: str, task: Task, models: Sequence[str], config: ScoreConfig,
         _check_features(contestants, sampling, endpoint)
         room = Room(len, config.llm.max_model_len, sampling.max_tokens)
     elif endpoint is not None:
-        _check_served(contestants, endpoint)
+        _check_served(contestants, endpoint, config.online.key_env)
         room = Room(_estimate_tokens, config.llm.max_model_len, sampling.max_tokens)
     else:
         contestants = _check_models(contestants, config)
@@ -82,11 +82,11 @@ def _check_features(contestants: Sequence[Contestant], sampling: SamplingConfig,
         raise UserError(f"sampling.samples={sampling.samples}: task features draws nothing")
 
 
-def _check_served(contestants: Sequence[Contestant], endpoint: str) -> None:
+def _check_served(contestants: Sequence[Contestant], endpoint: str, key_env: str) -> None:
     if named := next((c for c in contestants if c.adapter), None):
         raise UserError(f"--model '{named.name}': an endpoint serves adapters under their own names; give that name")
     for contestant in contestants:
-        check_endpoint(endpoint, contestant.model)
+        check_endpoint(endpoint, contestant.model, key_env)
 
 
 def _check_models(contestants: Sequence[Contestant], config: ScoreConfig) -> list[Contestant]:

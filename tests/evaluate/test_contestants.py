@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from deescal.errors import UserError
 from deescal.evaluate.contestants import (
     Contestant,
     check_keys,
-    key_in_place,
     key_variable,
     known_pairs,
     pairs_to_compare,
@@ -95,12 +93,4 @@ def test_a_key_has_the_name_that_the_config_gives_it(monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match="EXAMPLE_KEY, which `keys` names, is not set"):
         check_keys([contestant], keys)
     monkeypatch.setenv("EXAMPLE_KEY", "one")
-    monkeypatch.setenv(KEY_ENV, "other")
     check_keys([contestant], keys)
-    with key_in_place("EXAMPLE_KEY"):
-        assert os.environ[KEY_ENV] == "one"
-    assert os.environ[KEY_ENV] == "other"
-    monkeypatch.delenv(KEY_ENV)
-    with key_in_place("EXAMPLE_KEY"):
-        assert os.environ[KEY_ENV] == "one"
-    assert KEY_ENV not in os.environ
