@@ -54,7 +54,8 @@ def bare(file: str, config: ScoreConfig, *, in_process: bool = False) -> dict[st
     """As it comes, or without processes and thread binding of its own, which is faster on few cores."""
     os.environ.update(engine_environment(config.llm))
     if in_process:
-        os.environ.update({**thread_environment(config.llm), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
+        os.environ.update(thread_environment(config.llm, config.workers.num_cpus))
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams
 
     arguments = engine_arguments(config.llm, on_cpu=not config.workers.num_gpus)

@@ -55,12 +55,13 @@ def command_of(way: str, config: ServeConfig, overrides: Sequence[str], port: in
 
 
 @contextmanager
-def running(way: str, config: ServeConfig, overrides: Sequence[str]) -> Iterator[str]:
-    """A server's URL, while it runs."""
+def running(way: str, config: ServeConfig, overrides: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """A server's URL and process id, while it runs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, **engine_environment(config.llm), **thread_environment(config.llm)}
+    threads = thread_environment(config.llm, config.replicas.num_cpus)
+    environment = {**os.environ, **engine_environment(config.llm), **threads}
     with tempfile.TemporaryFile("w+") as log:
         command = command_of(way, config, overrides, port)
         server = subprocess.Popen(
@@ -73,7 +74,7 @@ def running(way: str, config: ServeConfig, overrides: Sequence[str]) -> Iterator
                     log.seek(0)
                     raise SystemExit(f"{way} did not start:\n{log.read()[-4000:]}")
                 time.sleep(1)
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{port}", server.pid
         finally:
             server.send_signal(signal.SIGINT)
             try:
@@ -92,7 +93,7 @@ def answers(url: str) -> bool:
 def measure(way: str, config: ServeConfig, overrides: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
     """The level as `deescal bench serve` reports it."""
     load = LoadConfig(concurrency=(args.concurrency,), requests=args.requests, max_tokens=args.max_tokens)
-    with running(way, config, overrides) as url, tempfile.TemporaryDirectory() as folder:
+    with running(way, config, overrides) as (url, _), tempfile.TemporaryDirectory() as folder:
         result = run_load(url, config.served_name, load, folder, args.data)
     (level,) = result.levels
     return level

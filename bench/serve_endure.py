@@ -17,6 +17,7 @@ import statistics
 import sys
 import threading
 import time
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -24,6 +25,7 @@ import psutil
 
 from bench.serve import running
 from deescal.config import load_config
+from deescal.errors import UserError
 from deescal.serve import deploy, live
 from deescal.serve.answers import Answer, EndpointError
 from deescal.serve.client import Endpoint, ask_all
@@ -37,8 +39,8 @@ GROWTH = 1.15  # of memory between the first and the last quarter of an undistur
 class Watch:
     """Disturbs at the right moments, and samples memory."""
 
-    def __init__(self, config: ServeConfig, n: int) -> None:
-        self._config, self._n = config, n
+    def __init__(self, server: int, config: ServeConfig, n: int) -> None:
+        self._server, self._config, self._n = server, config, n
         self.done = 0
         self.killed = self.updated = False
         self.memory: list[tuple[int, float]] = []  # answers so far, GiB of replica and engine
@@ -51,11 +53,11 @@ class Watch:
         self._thread.join(600)
 
     def _run(self) -> None:
-        live.connect(self._config.http.port)
+        connect(self._config.http.port)
         while not self._stop.wait(2):
-            replicas = [p for p in psutil.process_iter(["name", "cmdline"]) if is_replica(p)]
-            whole = [q for p in replicas for q in [p, *p.children(recursive=True)]]
-            if replicas:
+            replicas = [p for p in psutil.Process(self._server).children(recursive=True) if is_replica(p)]
+            with suppress(psutil.NoSuchProcess):
+                whole = [q for p in replicas for q in [p, *p.children(recursive=True)]]
                 self.memory.append((self.done, sum(q.memory_info().rss for q in whole) / 2**30))
             if not self.killed and self.done > self._n / 3 and replicas:
                 replicas[0].kill()
@@ -71,7 +73,19 @@ class Watch:
 
 
 def is_replica(process: psutil.Process) -> bool:
-    return any("ServeReplica:deescal:Endpoint" in part for part in process.info["cmdline"] or ())
+    with suppress(psutil.NoSuchProcess):
+        return any("ServeReplica:deescal:Endpoint" in part for part in process.cmdline())
+    return False
+
+
+def connect(port: int) -> None:
+    """The endpoint answers a moment before it leaves word where its Ray is."""
+    for _ in range(60):
+        with suppress(UserError):
+            live.connect(port)
+            return
+        time.sleep(1)
+    raise SystemExit(f"cannot connect to the Ray of the endpoint on port {port}")
 
 
 async def put_load(url: str, requests: list[dict[str, Any]], concurrency: int, watch: Watch) -> list[Answer | str]:
@@ -108,9 +122,9 @@ def main() -> None:
         {"model": config.served_name, "messages": p.messages, "max_tokens": rng.choice(LENGTHS), "temperature": 0}
         for p in prompts
     ]
-    with running("ours", config, args.overrides) as url:
+    with running("ours", config, args.overrides) as (url, server):
         http = config.http.model_copy(update={"port": int(url.rsplit(":", 1)[1])})
-        watch, began = Watch(config.model_copy(update={"http": http}), len(requests)), time.monotonic()
+        watch, began = Watch(server, config.model_copy(update={"http": http}), len(requests)), time.monotonic()
         answers = asyncio.run(put_load(url, requests, args.concurrency, watch))
         seconds = time.monotonic() - began
         watch.stop()

@@ -53,7 +53,7 @@ def engine_arguments(config: LlmConfig, *, on_cpu: bool, lora: LoraSlots | None 
     """Keyword arguments of vLLM's engines, all but `model`.
 
     Args:
-        on_cpu: of the machine where the engine will run, which may not be this one.
+        on_cpu: whether the engine will run on a CPU; one of this machine's kind, as to `dtype=auto`.
         lora: None where no adapter will ever be asked for, which is a little faster.
     """
     arguments: dict[str, Any] = {
@@ -83,13 +83,13 @@ def engine_environment(config: LlmConfig) -> dict[str, str]:
     return environment
 
 
-def thread_environment(config: LlmConfig) -> dict[str, str]:
-    """Of a process that will start vLLM's engine as another process, on a CPU: all cores at work.
+def thread_environment(config: LlmConfig, num_cpus: float) -> dict[str, str]:
+    """Of a process that will start vLLM's engine as another process, on a CPU: a thread for every CPU it was given.
 
     By itself vLLM keeps a core for its scheduler: on a laptop of two, half of the machine. The scheduler works while
     the model waits, so nothing is gained by that.
     """
-    threads = config.threads or len(os.sched_getaffinity(0))
+    threads = config.threads or max(1, int(num_cpus))
     return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
 
 

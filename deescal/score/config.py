@@ -43,7 +43,7 @@ class OnlineConfig(Config):
     key_env: str = KEY_ENV  # the environment variable that has the key
     concurrency: int = Field(default=16, ge=1)  # requests in flight
     timeout_s: float = Field(default=120.0, gt=0)  # of one attempt
-    retries: int = Field(default=4, ge=0)  # after the first attempt
+    retries: int = Field(default=8, ge=0)  # after the first attempt; their waits outlast a replica's start
     part_requests: int = Field(default=64, ge=1)  # answers are stored after so many: what a kill can lose
 
 

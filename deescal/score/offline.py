@@ -150,7 +150,12 @@ def engine_stage(contestants: Sequence[Contestant], sampling: SamplingConfig, co
     for name, stage in processor.stages.items():
         arguments = {**stage.fn_constructor_kwargs, "sampling": sampling, "adapters": adapters, "deaths": deaths}
         # A copy, as an assignment would derive the resources once more, from arguments that are used up by now.
-        changes = {"fn": load_engine(config.worker), "fn_constructor_kwargs": arguments}
+        asked = {**stage.map_batches_kwargs, "memory": int(config.workers.memory_gib * 2**30)}
+        changes = {
+            "fn": load_engine(config.worker),
+            "fn_constructor_kwargs": arguments,
+            "map_batches_kwargs": asked,
+        }
         processor.stages[name] = stage.model_copy(update=changes)
     return processor
 
@@ -195,7 +200,7 @@ def environment(config: ScoreConfig) -> dict[str, str]:
         return engine_environment(config.llm)
     # Else vLLM on a CPU gives the model a process beside that of the engine's core, and every step two messages more.
     in_core = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    return {**engine_environment(config.llm), **thread_environment(config.llm), **in_core}
+    return {**engine_environment(config.llm), **thread_environment(config.llm, config.workers.num_cpus), **in_core}
 
 
 def to_answer(row: Row) -> Row:

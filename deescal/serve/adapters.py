@@ -20,7 +20,7 @@ from deescal.config import Config
 from deescal.engine import LoraSlots
 from deescal.errors import UserError, one_line
 from deescal.models import cache_folder, identity, resolve
-from deescal.storage import STORAGE_ERRORS, exists, get_folder, join
+from deescal.storage import STORAGE_ERRORS, absolute, exists, get_folder, join
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base.json"  # of `deescal.train.export`: what it was tuned on
@@ -106,7 +106,7 @@ def check_adapter(adapter: Adapter, base: str, slots: LoraSlots) -> Adapter:
         check_fit(brought.folder, base, slots)
     except UserError as error:
         raise UserError(f"adapter '{adapter.name}' ({adapter.uri}): {error}") from error
-    return adapter.model_copy(update={"digest": brought.digest})
+    return adapter.model_copy(update={"digest": brought.digest, "uri": absolute(adapter.uri)})
 
 
 def check_fit(folder: str, base: str, slots: LoraSlots) -> None:
@@ -147,8 +147,8 @@ def _pairs(shapes: Mapping[str, list[int]]) -> dict[str, tuple[list[int], list[i
     """Module -> shapes of its A (rank, inputs) and B (outputs, rank)."""
     found: dict[str, dict[str, list[int]]] = {}
     for name, shape in shapes.items():
-        module, matrix, _ = name.removeprefix("base_model.model.").rsplit(".", 2)
-        if matrix not in ("lora_A", "lora_B"):
+        module, matrix = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")[::2]
+        if not module or matrix not in ("lora_A", "lora_B"):
             raise UserError(f"tensor '{name}' is no LoRA matrix")
         found.setdefault(module, {})[matrix] = shape
     alone = sorted(module for module, pair in found.items() if len(pair) < 2)
@@ -200,5 +200,5 @@ def _digest(folder: Path) -> str:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_text()))
-    except ValueError as error:
-        raise UserError(f"{file.name}: not JSON") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file.name}: no JSON object") from error

@@ -7,6 +7,7 @@ dead. `/openapi.json` describes all of it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
@@ -173,7 +174,9 @@ def _generation_routes(backend: Backend, config: ServeConfig) -> APIRouter:
         messages = rehearse_messages(body)
         if body.keep == "newest":
             reply_tokens = rehearse_fields(body, [], config.limits)["max_completion_tokens"]
-            first_turn = fit_turns(body, card["max_model_len"] - reply_tokens, backend.count_tokens)
+            # In a thread: this is the loop of all streams, and long dialogues are counted several times.
+            room = card["max_model_len"] - reply_tokens
+            first_turn = await asyncio.to_thread(fit_turns, body, room, backend.count_tokens)
             messages = rehearse_messages(body, first_turn)
         fields = rehearse_fields(body, messages, config.limits)
 

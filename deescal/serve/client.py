@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 KEY_ENV = "DEESCAL_API_KEY"
 MAX_WAIT_S = 30.0  # between two attempts, unless the server asks for more
+PATIENCE = 10.0  # times the timeout of an attempt, for which a rate limit is waited out
 _CHECK_TIMEOUT_S = 10.0
 
 Fields = Mapping[str, Any]  # of a request, as the API has them: model, messages or prompt, max_tokens, ...
@@ -129,13 +130,18 @@ class Endpoint:
         return self._http
 
     async def _retrying(self, attempt: Callable[[int], Awaitable[T]]) -> T:
-        """`attempt(1)`, `attempt(2)`, ... until one goes well, or none is left or of use."""
-        n = 1
+        """`attempt(1)`, `attempt(2)`, ... until one goes well, or none is left or of use.
+
+        To be told when to come back, by a rate limit, is no failure: such attempts are not counted for a while.
+        """
+        n, n_failed, began = 1, 0, time.monotonic()
         while True:
             try:
                 return await self._translated(attempt(n))
             except EndpointError as error:
-                wait_s = self._wait_s(n, error)
+                limited = error.status == HTTPStatus.TOO_MANY_REQUESTS and error.retry_after_s is not None
+                n_failed += not limited or time.monotonic() - began > PATIENCE * self.timeout_s
+                wait_s = self._wait_s(n_failed, error)
                 if wait_s is None:
                     error.attempts = n
                     if n > 1:
@@ -145,7 +151,7 @@ class Endpoint:
             n += 1
 
     def _wait_s(self, n: int, error: EndpointError) -> float | None:
-        """Seconds until the next attempt; None: no more.
+        """Seconds until the next attempt after `n` that failed; None: no more.
 
         One that asks to come back later than an attempt may last is given up: a quota of a day is not waited for.
         """
@@ -153,7 +159,7 @@ class Endpoint:
         if not error.retryable or n > self.retries or asked_s > self.timeout_s:
             return None
         # On top of what is asked, so that not all come back at one moment.
-        return asked_s + self._random.uniform(0, min(MAX_WAIT_S, self.backoff_s * 2.0 ** min(n - 1, 30)))
+        return asked_s + self._random.uniform(0, min(MAX_WAIT_S, self.backoff_s * 2.0 ** min(max(n - 1, 0), 30)))
 
     async def _translated(self, work: Awaitable[T]) -> T:
         """Await it; httpx's errors become ours."""

@@ -74,7 +74,7 @@ def run(
     with deploy.until_stopped() as stopped, live.noted_address(ready.http.port):
         stopped.wait()
         console.print("stopping: requests under way are finished first", style="dim")
-        deploy.stop()
+        deploy.stop(ready.replicas.drain_s)
 
 
 @app.command()
@@ -119,8 +119,7 @@ def stop(port: Port = 8000) -> None:
     from deescal.serve import deploy, live
 
     live.connect(port)
-    live.describe()  # refuses where there is none
-    deploy.stop()
+    deploy.stop(live.running_config().replicas.drain_s)
     print("stopped")
 
 
@@ -132,9 +131,10 @@ def write_config(
     """Print the same endpoint as a file for Ray's `serve deploy`."""
     import yaml
 
-    from deescal.serve.deploy import serve_config
+    from deescal.serve.deploy import prepare, serve_config
 
-    print(yaml.safe_dump(serve_config(_config(config, model, adapter, overrides)), sort_keys=False), end="")
+    ready = prepare(_config(config, model, adapter, overrides))
+    print(yaml.safe_dump(serve_config(ready), sort_keys=False), end="")
 
 
 def _config(

@@ -34,8 +34,8 @@ class ReplicasConfig(Config):
     target_ongoing: float = Field(default=16, gt=0)  # requests a replica works on, beyond which another one starts
     max_ongoing: int = Field(default=64, ge=1)  # requests a replica takes; more wait at the proxy
     max_queued: int = Field(default=256, ge=-1)  # waiting at a proxy, beyond which a client gets 503; -1: no limit
-    num_cpus: float = Field(default=2, ge=0)
-    num_gpus: float = Field(default=0, ge=0)  # of one model-parallel worker; `llm.tensor_parallel_size` of them
+    num_cpus: float = Field(default=2, ge=0)  # of one worker, of which there are `llm.tensor_parallel_size`
+    num_gpus: float = Field(default=0, ge=0)  # the same
     memory_gib: float = Field(default=6.0, ge=0)
     drain_s: float = Field(default=60.0, ge=0)  # a replica that stops may finish its requests for so long
     start_s: float = Field(default=900.0, gt=0)  # to the first healthy replica
@@ -49,8 +49,12 @@ class ReplicasConfig(Config):
     def demand(self, tensor_parallel_size: int) -> dict[str, float]:
         """What Ray must have for the first replicas, by Ray's names."""
         n = max(1, self.min)
-        gpus = n * self.num_gpus * tensor_parallel_size
-        return {"CPU": n * self.num_cpus, "GPU": gpus, "memory": n * self.memory_gib * 2**30}
+        workers = n * tensor_parallel_size
+        return {
+            "CPU": workers * self.num_cpus,
+            "GPU": workers * self.num_gpus,
+            "memory": n * self.memory_gib * 2**30,
+        }
 
 
 class ServeConfig(Config):

@@ -8,15 +8,15 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from deescal.cluster import start_ray
+from deescal.cluster import start_ray, users_errors
 from deescal.config import Config
 from deescal.engine import engine_environment
 from deescal.errors import UserError, one_line
-from deescal.serve.adapters import check_adapter
+from deescal.serve.adapters import Adapter, bring_adapter, check_adapter
 from deescal.serve.config import ServeConfig
 from deescal.serve.keys import read_keys
 
@@ -30,6 +30,7 @@ RAY_ENV = {
 }
 
 Say = Callable[[str], None]
+_STOP_S = 30.0  # for Serve itself, beyond what replicas may take
 
 
 class ServeFailed(Exception):
@@ -58,26 +59,36 @@ def prepare(config: ServeConfig) -> ServeConfig:
             f"http.host={config.http.host}: without API keys it listens on this machine only; set DEESCAL_API_KEYS or "
             "keys.file, or http.host=127.0.0.1"
         )
-    if not os.environ.get("RAY_ADDRESS"):
-        _check_port(config.http.host, config.http.port)
     slots = config.lora
     adapters = [check_adapter(a, config.llm.model, slots) for a in config.adapters] if slots else []
     required = config.keys.model_copy(update={"required": config.keys.required or bool(keys)})
     return config.model_copy(update={"adapters": adapters, "keys": required})
 
 
-def serve_config(config: ServeConfig) -> dict[str, Any]:
-    """The same endpoint as a Serve config file holds it (`serve deploy`)."""
-    fields = config.model_dump(mode="json", exclude={"adapters", "ray"}, exclude_defaults=True)
+def http_options(config: ServeConfig) -> dict[str, Any]:
+    """Of Ray's proxy. A request that no replica takes, as none is up, ends after the longest that a start may take."""
+    wait_s = config.replicas.start_s + config.limits.request_timeout_s
+    return {"host": config.http.host, "port": config.http.port, "request_timeout_s": wait_s}
+
+
+def serve_config(config: ServeConfig, runtime_env: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The same endpoint as a Serve config file holds it (`serve deploy`).
+
+    Args:
+        runtime_env: that brings the code to nodes which have not got it.
+    """
+    # All fields, defaults too: a section that lacks some is filled from its place's default, not from its class'.
+    fields = config.model_dump(mode="json", exclude={"adapters", "ray"})
     return {
         "proxy_location": "EveryNode",
-        "http_options": {"host": config.http.host, "port": config.http.port},
+        "http_options": http_options(config),
         "logging_config": {"log_level": "WARNING"},
         "applications": [
             {
                 "name": APPLICATION,
                 "route_prefix": "/",
                 "import_path": IMPORT_PATH,
+                "runtime_env": dict(runtime_env or {}),
                 "args": fields,
                 "deployments": [
                     {"name": "Endpoint", "user_config": {"adapters": [a.model_dump() for a in config.adapters]}}
@@ -102,26 +113,31 @@ def deploy(config: ServeConfig, say: Say = print) -> Live:
     for name, value in {**RAY_ENV, **engine_environment(config.llm)}.items():
         os.environ.setdefault(name, value)
     demand = config.replicas.demand(config.llm.tensor_parallel_size)
-    start_ray(config.ray, demand["CPU"], demand)
-    serve.start(
-        proxy_location="EveryNode",
-        http_options={"host": config.http.host, "port": config.http.port},
-        logging_config={"log_level": "WARNING"},
-    )
-    apply(serve_config(config))
+    if not os.environ.get("RAY_ADDRESS"):
+        _check_port(config.http.host, config.http.port)
+    start_ray(config.ray, max(os.cpu_count() or 1, demand["CPU"]), demand)
+    check_on_nodes(config.adapters)
+    serve.start(proxy_location="EveryNode", http_options=http_options(config), logging_config={"log_level": "WARNING"})
+    apply(serve_config(config, _code_of_this_job()))
     wait(config.replicas.start_s, say)
     return Live(url=url_of(config), models=[config.served_name, *(a.name for a in config.adapters)])
 
 
 def apply(schema: dict[str, Any]) -> None:
-    """Hand a Serve config to the controller; what differs from the running one is brought about."""
+    """Hand a Serve config to the controller; what differs from the running one is brought about.
+
+    Other applications on this Ray stay: Serve takes what a config does not name for deleted.
+    """
+    import ray
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
 
     # `serve deploy` sends the same to the dashboard, which a laptop's Ray does not have.
     client = _get_global_client()
     assert client is not None  # Serve has been started
-    client.deploy_apps(ServeDeploySchema.model_validate(schema))
+    there = ray.get(client._controller.get_app_configs.remote())
+    others = [app.model_dump(exclude_unset=True) for name, app in there.items() if name != APPLICATION]
+    client.deploy_apps(ServeDeploySchema.model_validate({**schema, "applications": [*schema["applications"], *others]}))
 
 
 def wait(limit_s: float, say: Say = print) -> None:
@@ -142,7 +158,7 @@ def wait(limit_s: float, say: Say = print) -> None:
             raise ServeFailed(explain(found))
         waited = time.monotonic() - began
         if waited > limit_s:
-            raise ServeFailed(f"no replica is up after {limit_s:g} s ({state.lower()}); replicas.start_s is that limit")
+            raise ServeFailed(f"not running after {limit_s:g} s ({state.lower()})")
         replicas = found.deployments["Endpoint"].replica_states if found and found.deployments else {}
         text = ", ".join(f"{n} {str(s).lower()}" for s, n in replicas.items() if n) or state.lower().replace("_", " ")
         if text != told:
@@ -162,14 +178,48 @@ def explain(found: Any) -> str:
 
 def url_of(config: ServeConfig) -> str:
     host = "127.0.0.1" if config.http.host in ("0.0.0.0", "::") else config.http.host
-    return f"http://{host}:{config.http.port}"
+    return f"http://[{host}]:{config.http.port}" if ":" in host else f"http://{host}:{config.http.port}"
 
 
-def stop() -> None:
-    """Take the endpoint down; replicas may finish the requests they have for `replicas.drain_s`."""
+def stop(drain_s: float) -> None:
+    """Take the endpoint down; replicas get no new requests, and may finish those they have for `drain_s` seconds.
+
+    Serve itself ends with its last application; its shutdown alone would cut off what is under way.
+    """
+    import ray
     from ray import serve
+    from ray.serve.context import _get_global_client
 
-    serve.shutdown()
+    client = _get_global_client()
+    assert client is not None
+    ray.get(client._controller.delete_apps.remote([APPLICATION]))
+    deadline = time.monotonic() + drain_s + _STOP_S
+    while APPLICATION in serve.status().applications and time.monotonic() < deadline:
+        time.sleep(0.5)
+    if not serve.status().applications:
+        serve.shutdown()
+
+
+def check_on_nodes(adapters: Sequence[Adapter]) -> None:
+    """Raises UserError where a node of the cluster cannot bring an adapter; a replica there would not come up."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2 or not adapters:
+        return  # this machine has them
+    bring = ray.remote(num_cpus=0)(bring_adapter)
+    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    with users_errors():
+        ray.get([bring.options(scheduling_strategy=place).remote(a) for place in places for a in adapters])
+
+
+def _code_of_this_job() -> dict[str, Any]:
+    """What `ray job submit` brought along, which replicas on other nodes need, too."""
+    import ray
+
+    environment = ray.get_runtime_context().runtime_env
+    return {name: environment[name] for name in ("working_dir", "env_vars") if environment.get(name)}
 
 
 @contextmanager

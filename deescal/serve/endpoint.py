@@ -61,7 +61,7 @@ class Endpoint(LLMServer):
         os.environ.update(engine_environment(self._config.llm))
         on_cpu = not self._config.replicas.num_gpus
         if on_cpu:
-            os.environ.update(thread_environment(self._config.llm))
+            os.environ.update(thread_environment(self._config.llm, self._config.replicas.num_cpus))
         await super().__init__(llm_config, engine_cls=CpuEngine if on_cpu else None)
         self._backend = EngineBackend(self.engine, self._config)
 

@@ -17,7 +17,7 @@ from deescal.errors import UserError
 from deescal.models import cache_folder
 from deescal.serve.adapters import Adapter, check_adapter
 from deescal.serve.config import ServeConfig
-from deescal.serve.deploy import APPLICATION, Say, ServeFailed, apply, explain, url_of, wait
+from deescal.serve.deploy import APPLICATION, Say, ServeFailed, apply, check_on_nodes, explain, url_of, wait
 from deescal.storage import read_json, write_json
 
 _CHANGE_S = 300.0  # for replicas to take a change of adapters
@@ -90,6 +90,7 @@ def change_adapters(load: Sequence[Adapter], unload: Sequence[str], say: Say = p
     kept = {name: a for name, a in there.items() if name not in unload}
     new = {a.name: check_adapter(a, config.llm.model, config.lora) for a in load}
     wanted = config.model_validate({**config.model_dump(), "adapters": list({**kept, **new}.values())})
+    check_on_nodes(tuple(new.values()))
     _put_adapters(before, wanted.adapters)
     try:
         wait(_CHANGE_S, say)
@@ -97,6 +98,11 @@ def change_adapters(load: Sequence[Adapter], unload: Sequence[str], say: Say = p
         _put_adapters(before, config.adapters)
         raise
     return describe()
+
+
+def running_config() -> ServeConfig:
+    """The config of the endpoint that runs, adapters included. Raises UserError where there is none on this Ray."""
+    return _config_of(_running())
 
 
 def describe() -> State:

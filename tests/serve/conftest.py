@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ class Served:
     port: int
     adapters: dict[str, str]  # name -> folder
     log: Path
+    ray_logs: Path
     process: subprocess.Popen[str]
 
     def client(self, key: str | None = KEY, timeout_s: float = 240) -> httpx.Client:
@@ -51,18 +54,20 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "RAY_metrics_report_interval_ms": "1000",
     }
     environment.pop("RAY_ADDRESS", None)
+    environment["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="serve")  # short, as sockets' names are
     command = [sys.executable, "-m", "deescal", "serve", "--model", MODEL, *options, f"http.port={port}"]
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True, env=environment)
     try:
         _wait(process, log)
-        yield Served(f"http://127.0.0.1:{port}", port, adapters, log, process)
+        yield Served(f"http://127.0.0.1:{port}", port, adapters, log, Path(environment["RAY_TMPDIR"]), process)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(120)
         except subprocess.TimeoutExpired:
             process.kill()
+        shutil.rmtree(environment["RAY_TMPDIR"], ignore_errors=True)
 
 
 def _wait(process: subprocess.Popen[str], log: Path) -> None:

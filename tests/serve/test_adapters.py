@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from deescal.engine import LoraSlots
 from deescal.errors import UserError
@@ -117,6 +119,12 @@ def test_the_note_of_training_tells_bases_of_one_shape_apart(tmp_path: Path, bas
 def test_broken_files(tmp_path: Path, base: str) -> None:
     asked = adapter(tmp_path, base)
     weights = Path(asked.uri, "adapter_model.safetensors")
+    ours = weights.read_bytes()
+    for name in ("x", "a.b", "model.layers.0.weight"):
+        save_file({name: np.zeros((2, 2), np.float32)}, weights)
+        with pytest.raises(UserError, match=f"tensor '{name}' is no LoRA matrix"):
+            check_adapter(asked, base, SLOTS)
+    weights.write_bytes(ours)
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="not a whole safetensors file"):
@@ -126,5 +134,5 @@ def test_broken_files(tmp_path: Path, base: str) -> None:
         check_adapter(asked, base, SLOTS)
     Path(asked.uri, "adapter_config.json").write_text("{")
     weights.write_bytes(whole)
-    with pytest.raises(UserError, match=r"adapter_config.json: not JSON"):
+    with pytest.raises(UserError, match=r"adapter_config.json: no JSON object"):
         check_adapter(asked, base, SLOTS)

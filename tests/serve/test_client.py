@@ -137,6 +137,13 @@ def test_waits_are_drawn_with_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(0 <= wait <= 2**n for n, wait in enumerate(first))
 
 
+def test_a_rate_limit_is_waited_out_however_often_it_says_so() -> None:
+    with FakeServer(*[fail(429, retry_after="0")] * 6) as server:
+        assert chat(server, retries=1).attempts == 7
+    with FakeServer(*[fail(429)] * 6) as server, pytest.raises(EndpointError, match=r"^HTTP 429.*after 2 attempts"):
+        chat(server, retries=1)  # who does not say when to come back may mean never
+
+
 def test_retry_after_as_seconds_or_a_date() -> None:
     assert seconds_asked("7") == 7
     assert seconds_asked(format_datetime(datetime.now(UTC) - timedelta(hours=1), usegmt=True)) == 0

@@ -14,7 +14,7 @@ from deescal.config import load_config
 from deescal.errors import UserError
 from deescal.serve.adapters import Adapter
 from deescal.serve.config import ServeConfig
-from deescal.serve.deploy import RAY_ENV, explain, is_loopback, prepare, serve_config, url_of
+from deescal.serve.deploy import RAY_ENV, deploy, explain, is_loopback, prepare, serve_config, url_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +35,15 @@ def test_shipped_configs_are_valid_and_ray_takes_them(file: Path) -> None:
     assert ServeConfig.model_validate(schema.applications[0].args) == config
 
 
+@pytest.mark.parametrize(
+    "override", ["llm.model=qwen2.5-coder-1.5b", "llm.max_num_seqs=32", "lora=null", "limits.burst=7", "name=x"]
+)
+def test_what_is_deployed_is_what_was_asked_for(override: str) -> None:
+    config = load_config(None, ServeConfig, [override])
+    (application,) = serve_config(config)["applications"]
+    assert ServeConfig.model_validate(application["args"]) == config
+
+
 def test_local_is_the_default() -> None:
     assert load_config(ROOT / "configs" / "serve" / "local.yaml", ServeConfig) == ServeConfig()
 
@@ -47,7 +56,7 @@ def test_a_serve_config_file_keeps_adapters_apart_from_what_restarts_replicas() 
     assert "adapters" not in application["args"]
     (deployment,) = application["deployments"]
     assert deployment["user_config"]["adapters"] == [{"name": "tuned", "uri": "s3://bucket/runs/a", "digest": ""}]
-    assert written["http_options"] == {"host": "127.0.0.1", "port": 8123}
+    assert (written["http_options"]["host"], written["http_options"]["port"]) == ("127.0.0.1", 8123)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +96,7 @@ def test_a_port_that_is_taken_is_named() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"http.port={port} on 127.0.0.1: .*in use"):
-            prepare(load_config(None, ServeConfig, [f"http.port={port}"]))
+            deploy(load_config(None, ServeConfig, [f"http.port={port}"]))
 
 
 def test_an_adapter_that_is_not_there(tmp_path: Path) -> None:

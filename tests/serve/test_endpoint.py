@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -250,6 +251,7 @@ def test_metrics_are_exported_and_logs_have_no_prompt(served: Served) -> None:
 
     with served.client() as client:
         client.post("/v1/chat/completions", json=say(f"I am {SECRET_WORD}.", max_tokens=2))
+        client.post("/v1/chat/completions", json=say(SECRET_WORD * 5000))  # refused: too long
         with client.stream("POST", "/v1/chat/completions", json=say("hi", stream=True)) as stream:
             stream.read()
     (line,) = [line for line in served.log.read_text().splitlines() if line.strip().startswith("metrics")]
@@ -266,7 +268,19 @@ def test_metrics_are_exported_and_logs_have_no_prompt(served: Served) -> None:
     status = deescal("serve", "status", "--port", str(served.port))
     assert status.returncode == 0, status.stdout + status.stderr
     assert "1 running" in status.stdout
-    logs = Path("/tmp/ray/session_latest/logs").resolve()
-    told = [file for file in logs.rglob("*") if file.is_file() and SECRET_WORD in file.read_text(errors="ignore")]
-    assert not told
-    assert SECRET_WORD not in served.log.read_text()
+    logs = [file for file in served.ray_logs.rglob("*.*") if file.suffix in (".log", ".err", ".out") and file.is_file()]
+    assert any("POST /v1/chat/completions" in file.read_text(errors="ignore") for file in logs), "a line a request"
+    assert not [file for file in (*logs, served.log) if SECRET_WORD in file.read_text(errors="ignore")]
+
+
+def test_a_stream_under_way_is_finished_when_the_endpoint_stops(served: Served) -> None:
+    """The last test of this file, which ends it."""
+    asked = say("Count to 1000.", max_tokens=150, stream=True, ignore_eos=True)
+    with served.client() as client, client.stream("POST", "/v1/chat/completions", json=asked) as stream:
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: ")
+        served.process.send_signal(signal.SIGTERM)
+        events = [line for line in lines if line]
+    assert events[-1] == "data: [DONE]"
+    assert len(events) > 100
+    assert served.process.wait(180) == 0
