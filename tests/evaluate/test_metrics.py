@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,19 @@ def test_several_processes_score_as_one_does(monkeypatch: pytest.MonkeyPatch) ->
     assert overlap_scores(pairs, ["rouge_l", "bleu_4"], workers=2) == alone
 
 
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """A sentence at a time is too little for more: on a busy machine threads would mostly wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.engine
+@pytest.mark.usefixtures("_one_thread")
 def test_bertscore_equals_bert_score_pair_by_pair() -> None:
     pairs = [*PAIRS, ("Zqx vbn.", "the"), ("stop " * 700, "stop"), ("No.", "I did not " * 40)]
     scored = score_pairs(table_of(list(pairs)), MetricsConfig(metrics=("bertscore",)))["bertscore_f1"].to_pylist()
@@ -126,6 +139,7 @@ def test_bertscore_equals_bert_score_pair_by_pair() -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("_one_thread")
 @pytest.mark.parametrize("metric", PLAIN)
 def test_real_pairs_equal_the_libraries(metric: str, shared_data: Path, wordnet: None) -> None:
     pairs = real_pairs(shared_data / "deescalwild" / "deescalwild-csv.tar.xz", 500)
