@@ -115,6 +115,18 @@ def signature(model: str, layers: int | None) -> str:
     return str(scorer.hash).replace(scorer.model_type, model)
 
 
+def find_model(model: str) -> str:
+    """What transformers loads, known without loading it. Args and Raises: as of `load_scorer`."""
+    try:
+        return resolve(model)
+    except UserError:
+        from bert_score.utils import model2layers  # seconds
+
+        if model in model2layers:  # some of its names are of no organisation
+            return model
+        raise
+
+
 def load_scorer(model: str, layers: int | None) -> BERTScorer:
     """bert_score's scorer, loaded once a process, on the GPU where there is one.
 
@@ -137,7 +149,7 @@ def _load(model: str, layers: int | None) -> BERTScorer:
     from transformers import AutoConfig
     from transformers.utils import logging
 
-    place = model if model in model2layers else resolve(model)  # some names of its table are of no organisation
+    place = find_model(model)
     logging.disable_progress_bar()
     try:
         deepest = AutoConfig.from_pretrained(place).num_hidden_layers

@@ -24,8 +24,9 @@ class JudgingConfig(Config):
     model: str | None = None  # registry name, folder or Hugging Face id; of an endpoint, a name that it serves
     endpoint: str | None = None  # URL of an OpenAI-compatible API, in place of an engine of our own
     allow_contestant: bool = False  # a judge that is also one of the contestants, or the base of one
-    n_items: int = Field(default=50, ge=1)  # officer's lines, of each protocol; every contestant's reply is judged
-    include_reference: bool = True  # the real replies among those judged, unknown to the judge: its calibration
+    n_items: int = Field(default=50, ge=1)  # officer's lines, of each protocol, and rollouts; of every contestant
+    # The real replies among those judged, unknown to the judge: its calibration. Without, it is told them to compare.
+    include_reference: bool = True
     seed: int = 0  # of the sample
     score: ScoreConfig = ScoreConfig(llm=LlmConfig(max_model_len=4096, max_num_seqs=16))
 

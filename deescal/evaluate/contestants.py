@@ -1,7 +1,7 @@
 """Who is compared: models, adapters over them, and names at an endpoint, each with a short unique label.
 
-Contestants over one base are asked in one engine, those of one endpoint in one pass. A contestant that cannot be
-loaded is out alone.
+Contestants over one base are asked in one engine, those of an endpoint one by one. A contestant that cannot be loaded
+is out alone.
 """
 
 from __future__ import annotations
@@ -43,6 +43,12 @@ class Contestant(Config):
         return f"{self.asked_as}={self.adapter.uri}" if self.adapter else self.model
 
     @property
+    def weights(self) -> str:
+        """What changes when the weights do; of one that runs here."""
+        base = identity(self.model)
+        return f"{base}, adapter {self.adapter.digest}" if self.adapter else base
+
+    @property
     def stands_for(self) -> str:
         """What `deescal.judge.independence` compares a judge with."""
         return f"{self.endpoint}#{self.model}" if self.endpoint else self.asked_as
@@ -50,7 +56,7 @@ class Contestant(Config):
 
 @dataclass(frozen=True)
 class Pass:
-    """Contestants that are asked together."""
+    """Contestants that are asked together: all over one base, or one at an endpoint."""
 
     contestants: tuple[Contestant, ...]
 
@@ -64,7 +70,7 @@ class Pass:
         return {c.asked_as: c.label for c in self.contestants}
 
     def folder(self) -> str:
-        """Name of the folder of its replies: another one where any of the weights are others."""
+        """Name of the folder of its replies: another one where one is added, gone, or has other weights."""
         first = self.contestants[0]
         weights = [first.endpoint or identity(first.model), *(c.adapter and c.adapter.digest for c in self.contestants)]
         return f"{_short(first.model)}-{fingerprint([c.asked_as for c in self.contestants], weights)}"
@@ -81,9 +87,14 @@ def parse_contestants(texts: Sequence[str]) -> list[Contestant]:
     found = [_parse(part.strip()) for text in texts for part in text.split(",") if part.strip()]
     if not found:
         raise UserError("--models is required: NAME, NAME:adapter=URI or https://host/v1#MODEL, between commas")
-    plain = [(c.endpoint, c.option) for c in found]
-    if twice := next((option for place, option in plain if plain.count((place, option)) > 1), None):
-        raise UserError(f"--models: '{twice}' is given twice")
+    named: dict[tuple[str | None, str], Contestant] = {}
+    for contestant in found:
+        there = named.setdefault((contestant.endpoint, contestant.asked_as), contestant)
+        if contestant.adapter and there.adapter != contestant.adapter:
+            model, name = contestant.model, contestant.adapter.name
+            raise UserError(f"--models: two adapters of {model} are called '{name}'; name them: {model}:first=URI")
+        if there is not contestant:
+            raise UserError(f"--models: '{contestant.option}' is given twice")
     return _labelled(found)
 
 
@@ -92,6 +103,8 @@ def _parse(text: str) -> Contestant:
         url, _, model = text.partition("#")
         if not model:
             raise UserError(f"--models '{text}': expected URL#MODEL, as https://host/v1#gpt-4o-mini")
+        if "=" in model:  # `deescal.score` would read an adapter
+            raise UserError(f"--models '{text}': a name with '=' cannot be asked for; serve it under another")
         return Contestant(model=model, endpoint=base_url(url))
     base, colon, adapter = text.partition(":")
     if not base or "=" in base or (colon and not adapter):
@@ -148,12 +161,12 @@ def check_contestant(contestant: Contestant, config: ScoreConfig, keys: Mapping[
 
 
 def passes(contestants: Sequence[Contestant]) -> list[Pass]:
-    """Contestants of one endpoint, or over one base, together; in the order of the first of each."""
-    together: dict[tuple[str, str], list[Contestant]] = {}
+    """Contestants over one base together, in order of name; those of endpoints alone; by the first of each."""
+    together: dict[tuple[str | None, str], list[Contestant]] = {}
     for contestant in contestants:
-        key = ("endpoint", contestant.endpoint) if contestant.endpoint else ("base", contestant.model)
-        together.setdefault(key, []).append(contestant)
-    return [Pass(tuple(group)) for group in together.values()]
+        together.setdefault((contestant.endpoint, contestant.model), []).append(contestant)
+    # The order in which they are given does not make another run of the same contestants.
+    return [Pass(tuple(sorted(group, key=lambda c: c.asked_as))) for group in together.values()]
 
 
 def known_pairs(contestants: Sequence[Contestant]) -> list[tuple[str, str]]:
@@ -196,8 +209,16 @@ def pairs_to_compare(contestants: Sequence[Contestant], asked: Sequence[tuple[st
 
 def key_variable(endpoint: str, keys: Mapping[str, str]) -> str:
     """Environment variable that has the key of an endpoint."""
-    parts = urlsplit(endpoint)
+    parts = urlsplit(base_url(endpoint))
     return keys.get(parts.netloc) or keys.get(parts.hostname or "") or KEY_ENV
+
+
+def with_key(config: ScoreConfig, endpoint: str | None, keys: Mapping[str, str]) -> ScoreConfig:
+    """The same, asking with the key of this endpoint."""
+    if endpoint is None:
+        return config
+    online = config.online.model_copy(update={"key_env": key_variable(endpoint, keys)})
+    return config.model_copy(update={"online": online})
 
 
 def check_keys(contestants: Sequence[Contestant], keys: Mapping[str, str]) -> None:

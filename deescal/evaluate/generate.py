@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from deescal.errors import UserError, one_line
 from deescal.evaluate.config import EvaluateConfig
-from deescal.evaluate.contestants import Contestant, Pass, check_contestant, key_variable, passes
+from deescal.evaluate.contestants import Contestant, Pass, check_contestant, passes, with_key
 from deescal.evaluate.rollout import Ask, dialogues, play
-from deescal.evaluate.rows import TURNS, to_turns
+from deescal.evaluate.rows import TURNS, to_turns, with_labels
 from deescal.schema import Row, to_table
 from deescal.score import job as scoring
 from deescal.score.config import SamplingConfig
@@ -47,6 +47,7 @@ class Generated:
 
     files: list[Replies]
     failed: dict[str, str]  # label -> why
+    weights: dict[str, str]  # label -> identity of its base, and digest of its adapter; not of endpoints
 
 
 def generate(
@@ -65,6 +66,7 @@ def generate(
     """
     files: list[Replies] = []
     failed: dict[str, str] = {}
+    weights: dict[str, str] = {}
 
     def fail(whom: Sequence[Contestant], why: str) -> None:
         for contestant in whom:
@@ -86,14 +88,15 @@ def generate(
     for together in passes(usable):
         try:
             files += _ask_pass(out, together, config, watch, retry_failed)
+            weights |= {c.label: c.weights for c in together.contestants if not c.endpoint}
         except Exception as error:
-            fail(together.contestants, _why(error))
+            fail(together.contestants, why_failed(error))
     if len(failed) == len(contestants):
         raise UserError(f"no contestant can be asked: {next(iter(failed.values()))}")
-    return Generated(files, failed)
+    return Generated(files, failed, weights)
 
 
-def _why(error: Exception) -> str:
+def why_failed(error: Exception) -> str:
     """One line, of a user's error or of an engine that did not load; what is neither is a bug and goes on."""
     if isinstance(error, UserError):
         return str(error)
@@ -122,9 +125,7 @@ def _ask_pass(
     out: str, together: Pass, config: EvaluateConfig, watch: scoring.Watch, retry_failed: bool
 ) -> list[Replies]:
     places = _places(together, config)
-    if together.endpoint:
-        online = config.generate.online.model_copy(update={"key_env": key_variable(together.endpoint, config.keys)})
-        config = config.model_copy(update={"generate": config.generate.model_copy(update={"online": online})})
+    config = config.model_copy(update={"generate": with_key(config.generate, together.endpoint, config.keys)})
     for place in places:
         folder = join(out, place["folder"])
         if place["protocol"] == "rollout":
@@ -206,12 +207,12 @@ def _keep(found: list[Row], answers: pa.Table) -> None:
 
 
 def read_turns(out: str, generated: Generated) -> pa.Table:
-    """TURNS of all that was generated."""
+    """TURNS of all that was generated, by labels; what is stored has the names in `deescal.score`."""
     tables = []
     for file in generated.files:
         folder = join(out, file["folder"])
         if file["protocol"] == "rollout":
-            tables.append(read_table(join(folder, TURNS_FILE)).cast(TURNS))
+            tables.append(with_labels(read_table(join(folder, TURNS_FILE)).cast(TURNS), file["labels"]))
         else:
             tables.append(to_turns(read_table(join(folder, SCORES_FILE)), file["protocol"], file["labels"]))
     return pa.concat_tables(tables)

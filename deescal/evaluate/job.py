@@ -22,17 +22,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from deescal import __version__
-from deescal.config import fingerprint
+from deescal.config import fingerprint, load_config
 from deescal.errors import UserError, one_line
 from deescal.evaluate import steps
 from deescal.evaluate.config import STEPS, EvaluateConfig, StepName
-from deescal.evaluate.contestants import Contestant, check_keys, pairs_to_compare, parse_contestants
+from deescal.evaluate.contestants import Contestant, check_keys, key_variable, pairs_to_compare, parse_contestants
 from deescal.evaluate.generate import ITEMS_FILE
 from deescal.evaluate.rows import make_items, read_test_rows
 from deescal.models import resolve
 from deescal.score.job import Watch as ScoreWatch
-from deescal.serve.client import base_url
-from deescal.storage import STORAGE_ERRORS, absolute, exists, join, locate, read_json, write_json, write_table
+from deescal.serve.client import base_url, check_endpoint
+from deescal.storage import STORAGE_ERRORS, absolute, exists, join, read_json, write_json, write_table
 
 CONFIG_FILE = "config.json"
 
@@ -84,8 +84,7 @@ def evaluate(
     data, out = absolute(data), absolute(out)
     contestants = parse_contestants(models)
     check(contestants, config)
-    if config.judge.model is not None and config.judge.endpoint is None:
-        resolve(config.judge.model)
+    check_judge_is_there(config, has_judged=exists(join(out, steps.JUDGED_FILE)))
     inputs = read_test_rows(data, config.generate.split)
     identity = fingerprint(data, inputs.version, config.generate.split, asked_how(config))
     _begin(out, identity, {"data": data, "contestants": [c.model_dump(mode="json") for c in contestants]}, config)
@@ -98,19 +97,26 @@ def evaluate_from(out: str, step: StepName, config: EvaluateConfig, watch: Watch
     """A step of an evaluation that is there, and the ones after it, once more.
 
     Args:
-        config: of the steps; that of the ones before is what they were made with.
+        config: of the steps; `generate` and `protocols` are what the replies were made with.
 
     Raises:
-        UserError: no evaluation at `out`, or one that has not come so far.
+        UserError: no evaluation at `out`, one that has not come so far, or a config that asks for other replies.
     """
     out = absolute(out)
     job = read_job(out)
     contestants = [Contestant.model_validate(c) for c in job["contestants"]]
+    stored = load_config(join(out, CONFIG_FILE), EvaluateConfig)
+    for name in ("generate", "protocols"):
+        if getattr(config, name) != getattr(stored, name):
+            raise UserError(f"--from {step}: '{name}' differs from that of {out}, whose replies are kept; leave it out")
     check(contestants, config)
+    if STEPS.index(step) <= STEPS.index("judge"):
+        check_judge_is_there(config)
     done = steps.read_done(out)
     for before in STEPS[: STEPS.index(step)]:
         if before not in done:
             raise UserError(f"--from {step}: step '{before}' of {out} is not done yet; leave --from out")
+    write_json(join(out, CONFIG_FILE), config.model_dump(mode="json"))
     return _run(out, contestants, config, step, False, watch or Watch())
 
 
@@ -133,7 +139,8 @@ def check(contestants: Sequence[Contestant], config: EvaluateConfig) -> None:
     """What can be wrong before anything is asked.
 
     Raises:
-        UserError: a key that is not set, a judge that is a contestant, an unknown label, or no WordNet.
+        UserError: a key that is not set, a judge that is a contestant, an unknown label, no WordNet, or no model for
+            BERTScore.
     """
     from deescal.judge.independence import check_judge
 
@@ -142,10 +149,32 @@ def check(contestants: Sequence[Contestant], config: EvaluateConfig) -> None:
     if (judge := config.judge).model is not None:
         name = f"{base_url(judge.endpoint)}#{judge.model}" if judge.endpoint else judge.model
         check_judge(name, [c.stands_for for c in contestants], allow=judge.allow_contestant)
+    if "bertscore" in config.metrics.metrics:
+        from deescal.evaluate.bertscore import find_model
+
+        find_model(config.metrics.bertscore_model)
     if "meteor" in config.metrics.metrics:
         from deescal.evaluate.wordnet import load_wordnet
 
         load_wordnet()
+
+
+def check_judge_is_there(config: EvaluateConfig, *, has_judged: bool = False) -> None:
+    """Of a judge that is going to be asked.
+
+    Args:
+        has_judged: its endpoint may be gone by now; where there is more to judge, the step itself will say so.
+
+    Raises:
+        UserError: no such model, a key that is not set, or an endpoint that does not serve it to us.
+    """
+    if (judge := config.judge).model is None:
+        return
+    if judge.endpoint is None:
+        resolve(judge.model)
+    elif not has_judged:
+        check_keys([Contestant(label=steps.JUDGE, model=judge.model, endpoint=judge.endpoint)], config.keys)
+        check_endpoint(judge.endpoint, judge.model, key_variable(judge.endpoint, config.keys))
 
 
 def asked_how(config: EvaluateConfig) -> dict[str, Any]:
@@ -178,7 +207,7 @@ def _run(
     watch: Watch,
 ) -> Ended:
     started_at, began = datetime.now(UTC), time.monotonic()
-    _forget(join(out, "run.json"))  # it says 'complete', which is not true from here on
+    steps.forget(join(out, "run.json"))  # it says 'complete', which is not true from here on
     work = steps.Work(
         out, contestants, config.with_room(), watch, retry_failed, forced=first if first != "generate" else None
     )
@@ -193,9 +222,3 @@ def _run(
     work.report(run)
     write_json(join(out, "run.json"), run)
     return Ended(out, run)
-
-
-def _forget(uri: str) -> None:
-    filesystem, path = locate(uri)
-    if filesystem.exists(path):
-        filesystem.rm_file(path)

@@ -1,15 +1,15 @@
 """Step `judge`: a judge's opinion of a sample of replies (realism) and of whole rollouts (de-escalation).
 
-The sample is seeded, spread over scenarios, and of lines that every contestant answered, so that all are judged on
-the same lines. The real replies are among them, and the judge does not know which they are: how it scores those is
-what its other scores are worth. Asked by `deescal.score`, which counts answers that cannot be read and resumes.
+The sample is seeded, spread over scenarios, and of what every contestant answered, so that all are judged on the same.
+The real replies are among them, and the judge does not know which they are: how it scores those is what its other
+scores are worth. Asked by `deescal.score`, which counts answers that cannot be read and resumes.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,7 +30,7 @@ TO_JUDGE = pa.schema(
         "contestant": pa.string(),  # label, or "reference"
         "seed": pa.int32(),  # null: the real reply
         "messages": pa.list_(MESSAGE),
-        "reference": pa.string(),  # null where it is what is judged
+        "reference": pa.string(),  # null where the judge shall not know it
         "reply": pa.string(),
     }
 )
@@ -56,11 +56,15 @@ def sample_items(turns: pa.Table, n: int, seed: int) -> list[str]:
     for row in turns.select(["scenario_id", "item_id", "model", "reply"]).to_pylist():
         if row["reply"] is not None:
             replied[row["scenario_id"], row["item_id"]].add(row["model"])
-    rng = random.Random(seed)
-    complete = sorted(item for item, of in replied.items() if of == models)
+    return _spread([item for item, of in replied.items() if of == models], n, seed)
+
+
+def _spread(found: Iterable[tuple[str, str]], n: int, seed: int) -> list[str]:
+    """(scenario, id) -> up to `n` ids drawn from them, one of a scenario before its second."""
+    complete = sorted(found)
     seen: Counter[str] = Counter()
     ranked = []
-    for scenario, item in rng.sample(complete, len(complete)):
+    for scenario, item in random.Random(seed).sample(complete, len(complete)):
         ranked.append((seen[scenario], item))
         seen[scenario] += 1
     return [item for _, item in sorted(ranked, key=lambda place: place[0])[:n]]
@@ -73,34 +77,37 @@ def realism_rows(turns: pa.Table, config: JudgingConfig) -> list[Row]:
         of = turns.filter(pc.equal(turns["protocol"], protocol))
         chosen = pa.array(sample_items(of, config.n_items, config.seed), pa.string())
         replies = of.filter(pc.is_in(of["item_id"], chosen)).filter(pc.field("reply").is_valid()).to_pylist()
-        # In a rollout the real reply does not fit the history; the judge is not told it.
-        shown = protocol == "teacher_forced"
+        # In a rollout the real reply does not fit the history. Where it is judged itself, the judge is told it for no
+        # reply: what has nothing to compare with would stand out, and be scored by another measure.
+        fits = protocol == "teacher_forced"
+        shown = fits and not config.include_reference
         rows += [_to_judge(row, row["model"], row["seed"], row["reference"] if shown else None) for row in replies]
-        if config.include_reference and shown:
+        if config.include_reference and fits:
             lines = {row["item_id"]: row for row in replies}.values()
             rows += [_to_judge({**row, "reply": row["reference"]}, REFERENCE, None, None) for row in lines]
     return rows
 
 
-def dialogue_rows(turns: pa.Table) -> list[Row]:
-    """TO_JUDGE of whole rollouts: the last turn of each window, if all of the window was answered."""
+def dialogue_rows(turns: pa.Table, config: JudgingConfig) -> list[Row]:
+    """TO_JUDGE of whole rollouts: the last turn of sampled windows, of the seeds that every contestant came through."""
     rollouts = turns.filter(pc.equal(turns["protocol"], "rollout")).to_pylist()
-    last: dict[tuple[str, str, int], Row] = {}
+    last: dict[tuple[str, int], dict[str, Row]] = defaultdict(dict)  # window and seed -> contestant -> its last turn
     broken = set()
     for row in rollouts:
-        key = (row["item_id"].rpartition("-")[0], row["model"], row["seed"])
+        key = (row["item_id"].rpartition("-")[0], row["seed"])
         if row["reply"] is None:
             broken.add(key)
-        elif key not in last or row["turn_id"] > last[key]["turn_id"]:
-            last[key] = row
-    rows = []
-    for key, row in last.items():
-        if key not in broken:
-            said = {"role": "assistant", "content": row["reply"] or "..."}
-            rows.append(
-                {**_to_judge(row, row["model"], row["seed"], None), "messages": [*row["messages"], said], "reply": None}
-            )
-    return rows
+        elif row["model"] not in last[key] or row["turn_id"] > last[key][row["model"]]["turn_id"]:
+            last[key][row["model"]] = row
+    whole = {key: list(of.values()) for key, of in last.items() if key not in broken}
+    windows = {(of[0]["scenario_id"], window) for (window, _), of in whole.items()}
+    chosen = set(_spread(windows, config.n_items, config.seed))
+    return [_dialogue(row) for (window, _), of in whole.items() if window in chosen for row in of]
+
+
+def _dialogue(row: Row) -> Row:
+    said = {"role": "assistant", "content": row["reply"] or "..."}
+    return {**_to_judge(row, row["model"], row["seed"], None), "messages": [*row["messages"], said], "reply": None}
 
 
 def _to_judge(row: Row, contestant: str, seed: int | None, reference: str | None) -> Row:
@@ -108,17 +115,26 @@ def _to_judge(row: Row, contestant: str, seed: int | None, reference: str | None
     return {**kept, "contestant": contestant, "seed": seed, "reference": reference}
 
 
-def judge(out: str, turns: pa.Table, config: JudgingConfig, watch: scoring.Watch, fingerprint: str) -> pa.Table:
+def judge(
+    out: str,
+    turns: pa.Table,
+    config: JudgingConfig,
+    watch: scoring.Watch,
+    fingerprint: str,
+    *,
+    retry_failed: bool = False,
+) -> pa.Table:
     """All rubrics that there is something to judge by -> JUDGED.
 
     Args:
         out: folder of the run; what is asked lies in `judge/<fingerprint>-<rubric>.parquet`.
         turns: turns.parquet.
-        fingerprint: of the turns and the config: another one is judged anew.
+        fingerprint: of the turns, the judge and the config: another one is judged anew.
+        retry_failed: ask again what has an error.
     """
     assert config.model is not None
     tables = []
-    for rubric, rows in (("realism", realism_rows(turns, config)), ("deescalation", dialogue_rows(turns))):
+    for rubric, rows in (("realism", realism_rows(turns, config)), ("deescalation", dialogue_rows(turns, config))):
         if not rows:
             continue
         place = join(out, "judge", f"{fingerprint}-{rubric}")
@@ -126,7 +142,14 @@ def judge(out: str, turns: pa.Table, config: JudgingConfig, watch: scoring.Watch
             write_table(f"{place}.parquet", to_table(rows, TO_JUDGE))
         task: TaskName = "realism" if rubric == "realism" else "deescalation"
         scoring.score(
-            f"{place}.parquet", place, task, [config.model], config.score, endpoint=config.endpoint, watch=watch
+            f"{place}.parquet",
+            place,
+            task,
+            [config.model],
+            config.score,
+            endpoint=config.endpoint,
+            retry_failed=retry_failed,
+            watch=watch,
         )
         tables.append(read_judged(read_table(join(place, SCORES_FILE)), rubric))
     return pa.concat_tables(tables) if tables else JUDGED.empty_table()

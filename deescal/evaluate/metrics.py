@@ -134,7 +134,7 @@ def summarize(table: pa.Table, config: MetricsConfig | None = None) -> Row:
         "n_errors": len(table) - len(replied),
         **{name: x if x is None or name == "bertscore_f1" else 100 * x for name, x in means.items()},
         **_corpus_bleu(references, replies),
-        **_rescaled(means["bertscore_f1"], config),
+        **rescaled(means["bertscore_f1"], config),
         "distinct_1": distinct_n(replies, 1),
         "distinct_2": distinct_n(replies, 2),
         "length_ratio": _ratio(_n_words(replies), _n_words(references)),
@@ -178,7 +178,8 @@ def _corpus_bleu(references: Sequence[str], replies: Sequence[str]) -> Row:
     return {"sacrebleu": score, "sacrebleu_signature": str(bleu.get_signature())}
 
 
-def _rescaled(f1: float | None, config: MetricsConfig) -> Row:
+def rescaled(f1: float | None, config: MetricsConfig) -> Row:
+    """A mean BERTScore by its model's baseline, or why there is none."""
     if f1 is None:
         return {"bertscore_f1_rescaled": None, "bertscore_not_rescaled": "no BERTScore"}
     baseline, why = baseline_f1(config.bertscore_model, config.bertscore_layers)

@@ -57,7 +57,10 @@ def rollout_messages(item: Row, said: Mapping[int, str]) -> list[Message]:
 
 
 def play(waiting: Sequence[Dialogue], ask: Ask) -> list[Row]:
-    """All dialogues to their ends -> TURNS, one row for every item of each."""
+    """All dialogues to their ends -> TURNS, one row for every item of each.
+
+    `model` is the name in `deescal.score`, as in the requests' ids: a label is another one beside other contestants.
+    """
     for n in range(max((len(d.items) for d in waiting), default=0)):
         asked = [(d, _request(d, d.items[n])) for d in waiting if n < len(d.items) and not d.failed]
         answers = ask([request for _, request in asked])
@@ -74,7 +77,7 @@ def _request(dialogue: Dialogue, item: Row) -> Row:
     asked = {"messages": messages, "json_schema": None, "turns": None}
     return {
         **asked,
-        "request_id": request_id(item["turn_id"], f"{contestant.label} {item['item_id']}", dialogue.seed, asked),
+        "request_id": request_id(item["turn_id"], f"{contestant.asked_as} {item['item_id']}", dialogue.seed, asked),
         "row": item["turn_id"],
         "sample": dialogue.seed,
         "model": contestant.model,
@@ -88,7 +91,7 @@ def _take(dialogue: Dialogue, item: Row, request: Row | None, answer: Row | None
     """The next turn of a dialogue, from its answer; without one it is an error."""
     turn: Row = dict.fromkeys(TURNS.names)
     turn |= {name: item[name] for name in ("item_id", "scenario_id", "incident_id", "turn_id", "reference")}
-    turn |= {"protocol": "rollout", "model": dialogue.contestant.label, "seed": dialogue.seed}
+    turn |= {"protocol": "rollout", "model": dialogue.contestant.asked_as, "seed": dialogue.seed}
     if request is None or answer is None:
         turn |= {"messages": [], "error": EARLIER}
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import product
 from typing import cast
 
 import pyarrow as pa
@@ -86,14 +87,20 @@ def to_turns(scores: pa.Table, protocol: str, labels: Mapping[str, str]) -> pa.T
         labels: name in `deescal.score` -> label; rows of models without one are left out.
     """
     models, adapters = scores["model"].to_pylist(), scores["adapter"].to_pylist()
-    names = [labels.get(contestant_name(m, a)) for m, a in zip(models, adapters, strict=True)]
+    names = [contestant_name(m, a) for m, a in zip(models, adapters, strict=True)]
     columns = {
         **{name: scores[name] for name in scores.column_names if name in TURNS.names},
         "protocol": pa.array([protocol] * scores.num_rows, pa.string()),
         "model": pa.array(names, pa.string()),
         "seed": scores["sample"],
     }
-    turns = pa.table({name: columns[name] for name in TURNS.names}).cast(TURNS)
+    return with_labels(pa.table({name: columns[name] for name in TURNS.names}).cast(TURNS), labels)
+
+
+def with_labels(turns: pa.Table, labels: Mapping[str, str]) -> pa.Table:
+    """TURNS by names in `deescal.score` -> by labels, without those of models that have none."""
+    names = pa.array([labels.get(name) for name in turns["model"].to_pylist()], pa.string())
+    turns = turns.set_column(turns.schema.get_field_index("model"), TURNS.field("model"), names)
     return turns.filter(pc.is_valid(turns["model"]))
 
 
@@ -103,17 +110,29 @@ def replies_version(turns: pa.Table) -> str:
     return fingerprint(turns.select(deciding).to_pydict())
 
 
-def check_complete(turns: pa.Table) -> None:
-    """Raises RuntimeError unless every contestant has a row for every item and seed of a protocol: a bug else."""
-    keys = ["protocol", "model"]
-    counts = turns.group_by(keys).aggregate([("item_id", "count")]).to_pylist()
-    for protocol in {row["protocol"] for row in counts}:
-        of = {row["model"]: row["item_id_count"] for row in counts if row["protocol"] == protocol}
-        if len(set(of.values())) > 1:
-            raise RuntimeError(f"{protocol}: contestants have different numbers of rows: {of}")
-    ids = turns.group_by([*keys, "item_id", "seed"]).aggregate([]).num_rows
-    if ids != turns.num_rows:
-        raise RuntimeError(f"{turns.num_rows - ids} rows are there twice")
+def check_complete(turns: pa.Table, items: pa.Table, samples: int) -> None:
+    """Raises RuntimeError unless every contestant has each item and seed once in every protocol: a bug else.
+
+    Args:
+        items: ITEMS.
+        samples: seeds of each.
+    """
+    expected = set(product(items["item_id"].to_pylist(), range(samples)))
+    columns = [turns[name].to_pylist() for name in ("protocol", "model", "item_id", "seed")]
+    found: dict[tuple[str, str], list[tuple[str, int]]] = {
+        key: [] for key in product(sorted(set(columns[0])), sorted(set(columns[1])))
+    }
+    for protocol, model, item, seed in zip(*columns, strict=True):
+        found[protocol, model].append((item, seed))
+    for (protocol, model), rows in found.items():
+        once = set(rows)
+        trouble = {
+            "are there twice": len(rows) - len(once),
+            "are missing": len(expected - once),
+            "are of no item": len(once - expected),
+        }
+        if said := [f"{n:,} rows {what}" for what, n in trouble.items() if n]:
+            raise RuntimeError(f"{protocol}, {model}: {', '.join(said)}")
 
 
 def metric_columns(turns: pa.Table) -> list[str]:

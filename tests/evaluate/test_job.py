@@ -43,12 +43,13 @@ class Api(FakeServer):
         super().__init__(then=self.answer, models=("good", "bad", "judge"))
         self.refused: set[str] = set()  # last messages
         self.slow = ""  # model that takes its time
+        self.broken = False  # the judge is
 
     def answer(self, handler: Handler, fields: dict[str, Any]) -> None:
         said = fields["messages"][-1]["content"]
         time.sleep(0.1 if fields["model"] == self.slow else 0)
         if fields["model"] == "judge":
-            act = reply(FLAWLESS)
+            act = fail(500, "no") if self.broken else reply(FLAWLESS)
         elif said in self.refused:
             act = fail(400, "too long")
         else:
@@ -174,7 +175,7 @@ def test_a_run_that_lost_files_comes_to_the_same(tmp_path: Path, data: str, api:
     assert len(api.seen) == n_asked
     assert tables(out) == before
     (out / "run.json").unlink()
-    (replies,) = (out / "replies").iterdir()
+    replies = next((out / "replies").iterdir())
     (replies / "run.json").unlink()
     part = next((replies / "parts").iterdir())
     n_lost = pq.read_table(part).num_rows
@@ -268,6 +269,10 @@ def test_a_step_alone_takes_what_is_there(tmp_path: Path, data: str, api: Api) -
     (out / "report.html").unlink()
     evaluate_from(str(out), "report", config("metrics.metrics=[bleu_4]"))
     assert (out / "report.html").exists()
+    assert load_config(str(out / "config.json"), EvaluateConfig) == config("metrics.metrics=[bleu_4]")
+    for other in ("protocols=[rollout]", "generate.sampling.max_tokens=9"):
+        with pytest.raises(UserError, match="differs from that of"):
+            evaluate_from(str(out), "score", config(other))
     shutil.rmtree(out / "replies")
     steps = json.loads((out / "steps.json").read_text())
     del steps["test"]
@@ -297,13 +302,19 @@ def test_who_cannot_be_asked_is_out_alone(tmp_path: Path, data: str, api: Api) -
 
 
 def test_a_contestant_may_be_added(tmp_path: Path, data: str, api: Api) -> None:
+    """At the same endpoint or another, before the others or after; labels change by it, replies do not."""
+    out, both = tmp_path / "out", "protocols=[teacher_forced, rollout]"
     with Api() as other:
-        compare(data, tmp_path / "out", api, models="good")
+        compare(data, out, api, both, models="good")
         n_asked = len(api.seen)
-        evaluate(data, [f"{api.url}#good,{other.url}#bad"], str(tmp_path / "out"), config())
-        assert len(api.seen) == n_asked
+        compare(data, out, api, both, models="bad,good")
+        assert (len(api.asked("good")), len(api.asked("bad"))) == (n_asked, n_asked)
+        evaluate(data, [f"{other.url}#good,{api.url}#good"], str(out), config(both))
+        assert len(api.seen) == 2 * n_asked
         assert len(other.seen) == n_asked
-        assert {r["model"] for r in turns_of(tmp_path / "out")} == {"good", "bad"}
+    models = [r["model"] for r in turns_of(out)]
+    assert {name.partition("@")[0] for name in models} == {"good"}
+    assert sorted(models.count(name) for name in set(models)) == [n_asked, n_asked]
 
 
 def test_an_endpoint_that_is_gone_keeps_its_replies(tmp_path: Path, data: str, api: Api) -> None:
@@ -351,11 +362,91 @@ def test_a_judge_reads_a_sample_and_real_replies(tmp_path: Path, data: str, api:
     assert len(api.asked("judge")) == len(judged)
 
 
+def test_a_judge_is_asked_with_the_key_of_its_host(
+    tmp_path: Path, data: str, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = api.url.split("://")[1].split("/")[0]
+    judge = (
+        "judge.model=judge",
+        f"judge.endpoint={api.url}",
+        "judge.n_items=1",
+        f"keys={{'{host}': DEESCAL_TEST_KEY}}",
+    )
+    with Api() as other:
+        models = [f"{other.url}#good"]
+        monkeypatch.delenv("DEESCAL_TEST_KEY", raising=False)
+        with pytest.raises(UserError, match="the judge: the environment variable DEESCAL_TEST_KEY"):
+            evaluate(data, models, str(tmp_path / "out"), config(*judge))
+        monkeypatch.setenv("DEESCAL_TEST_KEY", "one")
+        with pytest.raises(UserError, match="no model 'judges'; it serves"):
+            evaluate(data, models, str(tmp_path / "out"), config(*judge, "judge.model=judges"))
+        assert other.seen == []
+        evaluate(data, models, str(tmp_path / "out"), config(*judge))
+    assert {headers["authorization"] for _, headers, _ in api.seen} == {"Bearer one"}
+    assert all("authorization" not in headers for _, headers, _ in other.seen)
+
+
+def test_a_judges_errors_are_asked_again(tmp_path: Path, data: str, api: Api) -> None:
+    out, judge = tmp_path / "out", ("judge.model=judge", f"judge.endpoint={api.url}", "judge.n_items=2")
+    few = ("judge.include_reference=false", "judge.score.online.retries=0")
+    api.broken = True
+    for again in (
+        lambda: compare(data, out, api, *judge, *few, models="good", retry_failed=True),
+        lambda: evaluate_from(str(out), "judge", config(*judge, *few)),
+    ):
+        shutil.rmtree(out, ignore_errors=True)
+        api.broken = True
+        compare(data, out, api, *judge, *few, models="good")
+        assert [r["score"] for r in pq.read_table(out / "judged.parquet").to_pylist()] == [None] * 2
+        api.broken, n_judged = False, len(api.asked("judge"))
+        again()
+        assert len(api.asked("judge")) == n_judged + 2
+        assert [r["score"] for r in pq.read_table(out / "judged.parquet").to_pylist()] == [100.0] * 2
+
+
+def test_a_judge_that_cannot_be_asked_is_out_alone(
+    tmp_path: Path, data: str, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, judge = tmp_path / "out", ("judge.model=judge", f"judge.endpoint={api.url}", "judge.n_items=2")
+
+    class RayTaskError(Exception):
+        __module__ = "ray.exceptions"
+
+    def broken(*arguments: Any, **options: Any) -> None:
+        raise RayTaskError("a worker's traceback\nRuntimeError: weights do not fit")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deescal.evaluate.judging.judge", broken)
+        ended = compare(data, out, api, *judge)
+        assert ended.failed == {"the judge": "its engine failed: RuntimeError: weights do not fit"}
+        assert ended.run["metrics"] == ["rouge_l", "bleu_4"]
+        assert not (out / "judged.parquet").exists()
+    ended = compare(data, out, api, *judge)
+    assert ended.failed == {}
+    assert "realism" in ended.run["metrics"]
+    with monkeypatch.context() as patch:
+        patch.setattr("deescal.evaluate.judging.judge", broken)
+        ended = compare(data, out, api, *judge, retry_failed=True)
+    assert list(ended.failed) == ["the judge"]
+    assert "realism" in ended.run["metrics"]  # what it said before, of the same replies
+    assert {"statsmodels", "krippendorff"} < ended.run["versions"].keys()
+
+
+def test_other_rubrics_are_judged_anew(tmp_path: Path, data: str, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = ("judge.model=judge", f"judge.endpoint={api.url}", "judge.n_items=1")
+    compare(data, tmp_path / "out", api, *judge, models="good")
+    n_judged = len(api.asked("judge"))
+    monkeypatch.setattr("deescal.evaluate.steps.REALISM_VERSION", "another")
+    compare(data, tmp_path / "out", api, *judge, models="good")
+    assert len(api.asked("judge")) == 2 * n_judged
+
+
 def test_bad_settings_are_refused_before_anything_is_asked(tmp_path: Path, data: str, api: Api) -> None:
     compare(data, tmp_path / "out", api)
     n_asked = len(api.seen)
     for overrides, says in (
         (["judge.model=good", f"judge.endpoint={api.url}/v1"], "is also the model of contestant"),
+        (["metrics.metrics=[bertscore]", "metrics.bertscore_model=no-such"], "model 'no-such': neither a folder nor"),
         (["keys={127.0.0.1: DEESCAL_TEST_NO_KEY}"], "DEESCAL_TEST_NO_KEY, which `keys` names, is not set"),
         (["pairs=[[good, other]]"], "no contestant 'other'; there are good, bad"),
         (["generate.split=validation"], "holds an evaluation on other data"),
@@ -390,7 +481,7 @@ def test_rollouts_are_rows_of_their_own_and_are_taken_up_again(tmp_path: Path, d
     assert {r["contestant"] for r in whole} == {"good", "bad"}
 
     before, n_asked, n_judged = tables(out), len(api.asked("good")) + len(api.asked("bad")), len(api.asked("judge"))
-    (rollout,) = (out / "rollout").iterdir()
+    rollout = next((out / "rollout").iterdir())
     (rollout / "turns.parquet").unlink()
     part = next((rollout / "parts").iterdir())
     n_lost = pq.read_table(part).num_rows

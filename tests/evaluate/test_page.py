@@ -11,9 +11,10 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
+from deescal.evaluate.metrics import MetricsConfig
 from deescal.evaluate.published import PUBLISHED, published_of
-from deescal.evaluate.significance import SIGNIFICANCE
-from deescal.evaluate.summary import SUMMARY_TABLE, arrow, csv_text, seconds_a_turn
+from deescal.evaluate.significance import SIGNIFICANCE, means_table
+from deescal.evaluate.summary import SUMMARY_TABLE, arrow, csv_text, seconds_a_turn, summary_table
 from deescal.evaluate.terminal import paper_table
 from deescal.report.evaluate_findings import (
     choose_examples,
@@ -83,6 +84,23 @@ def test_the_papers_table_has_our_numbers_beside_the_published(made: MadeUp, pag
     assert sum(", as published" in row for row in rows) == 1
 
 
+def test_rollouts_are_not_beside_published_numbers() -> None:
+    made = make(n_scenarios=2, n_turns=2, protocols=("rollout",), judged=False)
+    assert "as published" not in render(made).lower()
+
+
+def test_means_are_those_of_the_intervals(made: MadeUp) -> None:
+    rows = made.turns.to_pylist()
+    # A second draw of the first item alone weighs no more than the first did.
+    first = next(r for r in rows if r["model"] == "smollm2-135m")
+    turns = to_table([*rows, {**first, "seed": 1, "rouge_l": 1.0}], made.turns.schema)
+    means = means_table(turns, ["rouge_l"], n_resamples=100)
+    (row,) = [r for r in summary_table(turns, means, MetricsConfig()).to_pylist() if r["model"] == "smollm2-135m"]
+    of = [r["rouge_l"] for r in rows if r["model"] == "smollm2-135m"]
+    assert row["rouge_l"] == pytest.approx(100 * (sum(of) + (1 - first["rouge_l"]) / 2) / len(of))
+    assert row["rouge_l_low"] < row["rouge_l"] < row["rouge_l_high"]
+
+
 def test_the_significance_table_has_every_comparison(made: MadeUp, page: str) -> None:
     rows = rows_of(page)
     for test in made.tests:
@@ -113,7 +131,13 @@ def test_errors_judge_people_and_what_was_run_are_there(made: MadeUp, page: str)
     assert "realism smollm2-135m 3.25 [2.50, 4.00] 12" in rows
     assert "realism 0.61 none: all ratings are the same 0.75" in rows
     assert "attention checks failed: r2" in page
-    for found in ("0123456789ab", "generate.sampling.temperature", "s3://bucket/tuned", "2 January 2026"):
+    for found in (
+        "0123456789ab",
+        "generate.sampling.temperature",
+        "s3://bucket/tuned",
+        "2 January 2026",
+        "135m@0123456789ab",
+    ):
         assert found in page
 
 

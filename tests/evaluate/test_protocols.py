@@ -19,7 +19,15 @@ from deescal.evaluate.contestants import Contestant
 from deescal.evaluate.judging import dialogue_rows, read_judged, realism_rows, sample_items
 from deescal.evaluate.rollout import EARLIER, Dialogue, dialogues, play, rollout_messages
 from deescal.evaluate.rollout_engine import engines
-from deescal.evaluate.rows import ITEMS, SCORED_TURNS, TURNS, check_complete, make_items, read_test_rows
+from deescal.evaluate.rows import (
+    ITEMS,
+    SCORED_TURNS,
+    TURNS,
+    check_complete,
+    make_items,
+    read_test_rows,
+    with_labels,
+)
 from deescal.schema import EXAMPLES, Row, to_table
 from deescal.score.config import SamplingConfig, ScoreConfig
 from deescal.score.tables import ANSWERS, answer_row
@@ -179,7 +187,7 @@ def test_engines_stay_loaded_over_all_turns() -> None:
             turns = play(waiting, ask)
     finally:
         ray.shutdown()
-    assert [(t["model"], t["reply"]) for t in turns] == [("tiny", "0")] * 5 + [("t", "1")] * 5
+    assert [(t["model"], t["reply"]) for t in turns] == [("tiny", "0")] * 5 + [("tiny:x", "1")] * 5
 
 
 def turn(item: str, model: str, reply: str | None = "Why?", protocol: str = "teacher_forced", **more: object) -> Row:
@@ -215,17 +223,26 @@ def test_real_replies_are_judged_unknown_to_the_judge() -> None:
     rows = realism_rows(table, JudgingConfig(model="j"))
     assert [(r["protocol"], r["contestant"], r["reference"], r["reply"]) for r in rows] == [
         ("rollout", "a", None, "Why?"),
-        ("teacher_forced", "a", "What?", "Why?"),
+        ("teacher_forced", "a", None, "Why?"),
         ("teacher_forced", "reference", None, "What?"),
+    ]
+    rows = realism_rows(table, JudgingConfig(model="j", include_reference=False))
+    assert [(r["protocol"], r["contestant"], r["reference"]) for r in rows] == [
+        ("rollout", "a", None),
+        ("teacher_forced", "a", "What?"),
     ]
 
 
-def test_whole_rollouts_are_judged_up_to_their_end() -> None:
-    rows = [turn(f"s0-0-{i}", m, protocol="rollout") for i in range(3) for m in "ab"]
-    rows.append(turn("s0-1-0", "a", None, protocol="rollout"))
-    found = dialogue_rows(turns_table(rows))
-    assert [(r["item_id"], r["contestant"]) for r in found] == [("s0-0-2", "a"), ("s0-0-2", "b")]
+def test_whole_rollouts_that_all_came_through_are_judged_up_to_their_end() -> None:
+    rows = [turn(f"s0-0-{i}", m, protocol="rollout", seed=s) for i in range(3) for m in "ab" for s in range(2)]
+    rows += [turn("s0-1-0", m, None if m == "a" else "No.", protocol="rollout") for m in "ab"]
+    rows[-3] = {**rows[-3], "reply": None}  # the last turn of b's second draw
+    found = dialogue_rows(turns_table(rows), JudgingConfig(model="j"))
+    assert [(r["item_id"], r["contestant"], r["seed"]) for r in found] == [("s0-0-2", "a", 0), ("s0-0-2", "b", 0)]
     assert found[0]["messages"][-1] == {"role": "assistant", "content": "Why?"}
+    many = turns_table([turn(f"s{s}-{w}-0", m, protocol="rollout") for s in range(3) for w in range(4) for m in "ab"])
+    few = dialogue_rows(many, JudgingConfig(model="j", n_items=3))
+    assert sorted((r["scenario_id"], r["contestant"]) for r in few) == [(f"s{s}", m) for s in range(3) for m in "ab"]
 
 
 def test_samples_of_a_judge_are_averaged_and_the_unread_counted() -> None:
@@ -236,12 +253,32 @@ def test_samples_of_a_judge_are_averaged_and_the_unread_counted() -> None:
 
 
 def test_lost_and_doubled_rows_are_a_bug_that_is_said() -> None:
-    good = [turn("s0-0-1", "a"), turn("s0-0-1", "b")]
-    check_complete(turns_table(good))
-    with pytest.raises(RuntimeError, match="different numbers of rows"):
-        check_complete(turns_table([*good, turn("s0-0-2", "a")]))
-    with pytest.raises(RuntimeError, match="1 rows are there twice"):
-        check_complete(turns_table([turn("s0-0-1", "a")] * 2))
+    items = pa.table({"item_id": ["s0-0-1", "s0-0-2"]})
+    good = [turn(item, m) for item in items["item_id"].to_pylist() for m in "ab"]
+    check_complete(turns_table(good), items, 1)
+    other = turn("s0-0-3", "b")
+    for rows, samples, says in (
+        (good[1:], 1, "teacher_forced, a: 1 rows are missing"),
+        ([*good, good[0]], 1, "teacher_forced, a: 1 rows are there twice"),
+        ([*good[:3], other], 1, "teacher_forced, b: 1 rows are missing, 1 rows are of no item"),
+        (good, 2, "teacher_forced, a: 2 rows are missing"),
+        (
+            [*good, *(turn(r["item_id"], "a", protocol="rollout") for r in good[::2])],
+            1,
+            "rollout, b: 2 rows are missing",
+        ),
+    ):
+        with pytest.raises(RuntimeError, match=says):
+            check_complete(turns_table(rows), items, samples)
+
+
+def test_stored_rows_have_the_names_that_models_are_asked_by() -> None:
+    contestants = [Contestant(label="b-2", model="org/b"), Contestant(label="b", model="other/b")]
+    parrot, renamed = Parrot(), Parrot()
+    turns = to_table(play(dialogues(items_of(2), contestants, 1), parrot), TURNS)
+    play(dialogues(items_of(2), [c.model_copy(update={"label": "x"}) for c in contestants], 1), renamed)
+    assert [r["request_id"] for r in parrot.seen] == [r["request_id"] for r in renamed.seen]
+    assert with_labels(turns, {"org/b": "mine"})["model"].to_pylist() == ["mine"] * 2
 
 
 def test_items_fit_their_schema(tmp_path: Path) -> None:

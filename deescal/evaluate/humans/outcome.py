@@ -29,7 +29,7 @@ def outcome(ratings: pa.Table, pack: Mapping[str, Any]) -> Row:
         rated: {items, twice, ratings}: items with a counted rating, those with two or more.
         agreement: {question: {level, alpha, kappa, observed}}, each as `deescal.evaluate.agreement.Agreement`.
         means (Likert): {question: {model: estimate}}, each as `deescal.evaluate.stats.Estimate`, over ratings, with an
-            interval that is clustered by scenario.
+            interval that is clustered by incident (a scenario where none is known).
         pairs (pairwise): [{model, model_b, wins, ties, losses, identical, win_rate: estimate}], of model against
             model_b; a tie is half a win; lines that both answered in the same words are `identical` and not rated.
         win_rates (pairwise): {model: estimate}, over all its pairs.
@@ -59,7 +59,7 @@ def _grouped(rows: Iterable[Row], *columns: str) -> dict[Any, list[Row]]:
 def _means(by_question: Mapping[str, Sequence[Row]]) -> Row:
     return {
         question: {
-            model: _estimate([row["value"] for row in of], [row["scenario_id"] for row in of])
+            model: _estimate([row["value"] for row in of], [_cluster(row) for row in of])
             for model, of in _grouped(rows, "model").items()
         }
         for question, rows in by_question.items()
@@ -80,11 +80,11 @@ def _pairs(rows: Sequence[Row], pack: Mapping[str, Any]) -> Row:
                 "ties": values[0.5],
                 "losses": values[0.0],
                 "identical": identical[model, model_b],
-                "win_rate": _estimate([row["value"] for row in of], [row["scenario_id"] for row in of]),
+                "win_rate": _estimate([row["value"] for row in of], [_cluster(row) for row in of]),
             }
         )
-        won[model] += [(row["value"], row["scenario_id"]) for row in of]
-        won[model_b] += [(1 - row["value"], row["scenario_id"]) for row in of]
+        won[model] += [(row["value"], _cluster(row)) for row in of]
+        won[model_b] += [(1 - row["value"], _cluster(row)) for row in of]
     sides = Counter(row["choice"] for row in rows)
     return {
         "pairs": pairs,
@@ -93,10 +93,15 @@ def _pairs(rows: Sequence[Row], pack: Mapping[str, Any]) -> Row:
     }
 
 
-def _estimate(values: Sequence[float], scenarios: Sequence[str]) -> Row:
+def _cluster(row: Row) -> str:
+    """What depends on each other; the same as in the evaluation's own intervals."""
+    return str(row["incident_id"] or row["scenario_id"])
+
+
+def _estimate(values: Sequence[float], clusters: Sequence[str]) -> Row:
     from deescal.evaluate.stats import bootstrap_mean
 
-    return asdict(bootstrap_mean(values, scenarios))
+    return asdict(bootstrap_mean(values, clusters))
 
 
 def agreement(rows: Sequence[Row], question: Question) -> Row:
