@@ -57,7 +57,7 @@ class Endpoint(LLMServer):
         self._keys = read_keys(self._config.keys.file)
         if self._config.keys.required and not self._keys:  # else it would serve whoever reaches this node
             raise UserError("no API key on this node: set DEESCAL_API_KEYS or keys.file where Ray starts on every node")
-        _log_requests()
+        logging.getLogger("deescal.serve").setLevel(logging.INFO)  # a line a request, by Ray's handler into its logs
         os.environ.update(engine_environment(self._config.llm))
         on_cpu = not self._config.replicas.num_gpus
         if on_cpu:
@@ -74,15 +74,6 @@ class Endpoint(LLMServer):
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Called by Serve at the start, and in a running replica where `user_config` has changed."""
         await self._backend.set_adapters(LiveConfig.model_validate(dict(user_config)).adapters)
-
-
-def _log_requests() -> None:
-    """The API's log lines, one a request, into this replica's stderr, which Ray keeps with its logs."""
-    log = logging.getLogger("deescal.serve")
-    log.addHandler(logging.StreamHandler())
-    log.handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.setLevel(logging.INFO)
-    log.propagate = False
 
 
 def application(args: Mapping[str, Any]) -> Any:
