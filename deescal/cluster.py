@@ -6,12 +6,15 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import ceil
+from typing import Any, TypeVar
 
 from deescal.config import Config
 from deescal.errors import UserError
 from deescal.storage import exists, is_local
+
+T = TypeVar("T")
 
 
 class RayConfig(Config):
@@ -78,21 +81,33 @@ def check_size(demand: Mapping[str, float], resources: Mapping[str, float]) -> N
             )
 
 
-def check_place(uri: str) -> None:
-    """Raises UserError where nodes of the cluster do not see a file that this process has written."""
+def on_every_node(function: Callable[..., T], *arguments: Any) -> list[T]:
+    """What a function returns on each node of the cluster, this one among them; it takes no CPU."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2 or not is_local(uri):
-        return
-    look = ray.remote(exists)
     places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-    looks = [look.options(num_cpus=0, scheduling_strategy=p).remote(uri) for p in places]
-    found = ray.get(looks)
+    task: Any = ray.remote(num_cpus=0)(function)
+    found: list[T] = ray.get([task.options(scheduling_strategy=place).remote(*arguments) for place in places])
+    return found
+
+
+def is_one_node() -> bool:
+    """Whether the cluster is one node, so that what this process sees is what all see."""
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes()) < 2
+
+
+def check_place(uri: str) -> None:
+    """Raises UserError where nodes of the cluster do not see a file that this process has written."""
+    if not is_local(uri) or is_one_node():
+        return
+    found = on_every_node(exists, uri)
     if not all(found):
         raise UserError(
-            f"--out '{os.path.dirname(uri)}': a local folder that {found.count(False)} of the cluster's {len(nodes)} "
+            f"--out '{os.path.dirname(uri)}': a local folder that {found.count(False)} of the cluster's {len(found)} "
             "nodes do not see; give s3://bucket/prefix, or a folder that all nodes share"
         )
 

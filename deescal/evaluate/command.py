@@ -55,8 +55,6 @@ def run(
     from deescal.evaluate.terminal import Terminal, show_ended
     from deescal.storage import join
 
-    for text in overrides or []:
-        require("=" in text, f"'{text}': expected key=value, an override of the config")
     with Terminal() as terminal:
         if from_step:
             require(not (data or models), f"--from {from_step}: takes data and models from the evaluation at --out")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,36 +15,24 @@ import pyarrow as pa
 
 from deescal.cluster import start_ray, users_errors
 from deescal.config import load_engine
-from deescal.engine import engine_arguments, engine_environment
+from deescal.engine import load_in_process
 from deescal.evaluate.contestants import Contestant
 from deescal.evaluate.rollout import Ask
-from deescal.models import resolve
 from deescal.schema import Row, to_table
 from deescal.score.config import SamplingConfig, ScoreConfig
+from deescal.score.exchange import lora_requests, read_output, sampling_parameters
 from deescal.score.offline import to_prompts
-from deescal.score.tables import ANSWERS, REQUESTS, answer_row, seed_of
-from deescal.serve.adapters import Adapter, bring_adapter
+from deescal.score.tables import ANSWERS, REQUESTS, answer_row
+from deescal.serve.adapters import Adapter
 
 
 class RolloutEngine:
     """One loaded base with its adapters."""
 
     def __init__(self, config: ScoreConfig, sampling: SamplingConfig, adapters: Sequence[Adapter]) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        for name, value in engine_environment(config.llm).items():
-            os.environ.setdefault(name, value)
-        from vllm import LLM
-        from vllm.lora.request import LoRARequest
-        from vllm.platforms import current_platform
-
-        lora = config.lora if adapters else None
-        arguments = engine_arguments(config.llm, on_cpu=current_platform.is_cpu(), lora=lora)
-        self._llm = LLM(model=resolve(config.llm.model), disable_log_stats=True, **arguments)
+        self._llm = load_in_process(config.llm, config.lora if adapters else None)
         self._config, self._sampling = config, sampling
-        self._adapters = {
-            adapter.name: LoRARequest(adapter.name, number, bring_adapter(adapter).folder)
-            for number, adapter in enumerate(adapters, start=1)
-        }
+        self._adapters = lora_requests(adapters)
 
     def answer(self, requests: pa.Table) -> pa.Table:
         """REQUESTS -> ANSWERS, in order; latency is that of the whole batch, whose answers come together."""
@@ -56,33 +43,14 @@ class RolloutEngine:
         outputs = self._generate(fit) if fit else []
         seconds = time.perf_counter() - start
         found = {
-            row["request_id"]: {
-                "output": output.outputs[0].text,
-                "finish_reason": output.outputs[0].finish_reason,
-                "n_prompt_tokens": len(row["prompt_ids"]),
-                "n_cached_tokens": output.num_cached_tokens,
-                "n_completion_tokens": len(output.outputs[0].token_ids),
-                "asked_at_s": asked_at_s,
-                "latency_s": seconds,
-            }
+            row["request_id"]: {**read_output(row, output), "asked_at_s": asked_at_s, "latency_s": seconds}
             for row, output in zip(fit, outputs, strict=True)
         }
         answers = [answer_row(row, **found.get(row["request_id"], {"error": row["error"]})) for row in rows]
         return to_table(answers, ANSWERS)
 
     def _generate(self, rows: Sequence[Row]) -> list[Any]:
-        from vllm import SamplingParams
-
-        sampling = self._sampling
-        parameters = [
-            SamplingParams(
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=seed_of(row["request_id"], sampling),
-            )
-            for row in rows
-        ]
+        parameters = [sampling_parameters(row, self._sampling) for row in rows]
         prompts: Any = [{"prompt_token_ids": list(map(int, row["prompt_ids"]))} for row in rows]
         # None in the list is the base; vLLM's annotation forgets it.
         adapters: Any = [self._adapters[row["adapter"]] if row["adapter"] else None for row in rows]

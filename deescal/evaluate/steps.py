@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -25,6 +23,7 @@ from deescal.judge.deescalation import DEESCALATION_VERSION
 from deescal.judge.realism import REALISM_VERSION
 from deescal.models import identity
 from deescal.storage import exists, join, locate, read_json, read_table, version, write_bytes, write_json, write_table
+from deescal.versions import installed_versions
 
 if TYPE_CHECKING:
     from deescal.evaluate.job import Watch
@@ -213,20 +212,9 @@ def describe(work: Work) -> dict[str, Any]:
         "replies": [file["folder"] for file in done["generate"]["files"]],
         "fingerprints": {name: step["fingerprint"] for name, step in done.items()},
         "seconds": {name: step["seconds"] for name, step in done.items()},
-        "versions": _versions(),
+        "versions": installed_versions(_PACKAGES),
     }
 
 
 def _failed_judge(done: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {JUDGE: done["judge"]["failed"]} if "failed" in done["judge"] else {}
-
-
-def _versions() -> dict[str, str]:
-    """Of those that are here: there is one vLLM for GPUs, and one for CPUs."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = package_version(name)
-        except PackageNotFoundError:
-            continue
-    return found

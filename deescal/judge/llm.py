@@ -7,15 +7,13 @@ Everything here works with any instruction-tuned model that vLLM loads; nothing 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from deescal.dataset.chat import render
-from deescal.engine import LlmConfig, engine_arguments, engine_environment
-from deescal.models import resolve
+from deescal.engine import LlmConfig, load_in_process
 
 
 class Llm(Protocol):
@@ -30,18 +28,7 @@ class VllmEngine:
     """One loaded model. Greedy and seeded; prompts that share a beginning share its computed prefix."""
 
     def __init__(self, config: LlmConfig) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        for name, value in engine_environment(config).items():
-            os.environ.setdefault(name, value)
-        from vllm import LLM
-        from vllm.platforms import current_platform
-
-        arguments = engine_arguments(config, on_cpu=current_platform.is_cpu())
-        self._llm = LLM(model=resolve(config.model), disable_log_stats=True, **arguments)
-        if config.threads:
-            import torch
-
-            torch.set_num_threads(config.threads)
+        self._llm = load_in_process(config)
         self._tokenizer = self._llm.get_tokenizer()
 
     def render(self, system: str, user: str) -> str:

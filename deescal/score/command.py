@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deescal.command import Out, require, user_errors_are_one_line
+from deescal.command import Out, user_errors_are_one_line
 
 Data = Annotated[
     str,
@@ -58,8 +58,6 @@ def score(
     from deescal.score.config import ScoreConfig
     from deescal.score.terminal import Terminal, show_ended
 
-    for text in overrides or []:
-        require("=" in text, f"'{text}': expected key=value, an override of the config")
     settings = load_config(config, ScoreConfig, overrides or [])
     with Terminal() as terminal:
         ended = job.score(

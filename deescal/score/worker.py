@@ -22,9 +22,10 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from deescal.errors import one_line
 from deescal.schema import Row
 from deescal.score.config import SamplingConfig
+from deescal.score.exchange import lora_requests, read_output, sampling_parameters
 from deescal.score.suspects import GIVEN_UP, MAX_DEATHS, Circle
-from deescal.score.tables import answer_row, seed_of
-from deescal.serve.adapters import Adapter, bring_adapter
+from deescal.score.tables import answer_row
+from deescal.serve.adapters import Adapter
 
 
 class EngineWorker(vLLMEngineStageUDF):
@@ -52,14 +53,8 @@ class EngineWorker(vLLMEngineStageUDF):
 
     def load(self, data_column: str, adapters: Sequence[Adapter], engine: Mapping[str, Any]) -> None:
         """Load the engine, and bring the adapters; vLLM reads them when they are first asked."""
-        from vllm.lora.request import LoRARequest
-
-        engine = {**engine, "expected_input_keys": []}
-        self._adapters = {
-            adapter.name: LoRARequest(adapter.name, number, bring_adapter(adapter).folder)
-            for number, adapter in enumerate(adapters, start=1)
-        }
-        super().__init__(data_column, **engine)
+        self._adapters = lora_requests(adapters)
+        super().__init__(data_column, **{**engine, "expected_input_keys": []})
 
     async def udf(self, batch: list[Row]) -> AsyncIterator[Row]:  # type: ignore[override]
         """A batch's answers as they come, each with Ray's number of its row."""
@@ -106,31 +101,10 @@ class EngineWorker(vLLMEngineStageUDF):
         stream = self.llm.engine.generate(
             request_id=f"{row['request_id']}-{row['attempts']}",
             prompt=TokensPrompt(prompt_token_ids=list(map(int, row["prompt_ids"]))),
-            sampling_params=self._parameters(row),
+            sampling_params=sampling_parameters(row, self._sampling),
             lora_request=self._adapters[row["adapter"]] if row["adapter"] else None,
         )
         async for output in stream:
             if output.finished:
-                answer = output.outputs[0]
-                return {
-                    "output": answer.text,
-                    "finish_reason": answer.finish_reason,
-                    "n_prompt_tokens": len(row["prompt_ids"]),
-                    "n_cached_tokens": output.num_cached_tokens,
-                    "n_completion_tokens": len(answer.token_ids),
-                }
+                return read_output(row, output)
         raise RuntimeError("the engine ended a request without an answer")
-
-    def _parameters(self, row: Row) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-
-        sampling = self._sampling
-        return SamplingParams(
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=seed_of(row["request_id"], sampling),
-            structured_outputs=StructuredOutputsParams(json=row["json_schema"]) if row["json_schema"] else None,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deescal.command import Out, require, user_errors_are_one_line
+from deescal.command import Out, user_errors_are_one_line
 
 app = typer.Typer(no_args_is_help=True, help="How fast a running service answers.")
 
@@ -41,8 +41,6 @@ def serve(
     from deescal.serve.load import LoadConfig, run_load
     from deescal.serve.load_report import show_load
 
-    for text in overrides or []:
-        require("=" in text, f"'{text}': expected key=value, an override of the config")
     given = [f"concurrency=[{concurrency}]", f"requests={requests}", *(overrides or [])]
     console = Console()
     result = run_load(url, model, load_config(None, LoadConfig, given), out, data, console)

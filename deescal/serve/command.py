@@ -144,8 +144,6 @@ def _config(
     from deescal.serve.adapters import parse_adapter
     from deescal.serve.config import ServeConfig
 
-    for text in overrides or []:
-        require("=" in text, f"'{text}': expected key=value, an override of the config")
     given = load_config(file, ServeConfig, [*([f"llm.model={model}"] if model else []), *(overrides or [])])
     if not adapters:
         return given

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from deescal.cluster import start_ray, users_errors
+from deescal.cluster import is_one_node, on_every_node, start_ray, users_errors
 from deescal.config import Config
 from deescal.engine import engine_environment
 from deescal.errors import UserError, one_line
@@ -20,7 +20,7 @@ from deescal.serve.adapters import Adapter, bring_adapter, check_adapter
 from deescal.serve.config import ServeConfig
 from deescal.serve.keys import read_keys
 
-APPLICATION = "deescal"
+APPLICATION, DEPLOYMENT = "deescal", "Endpoint"
 IMPORT_PATH = "deescal.serve.endpoint:application"
 # Ray Serve's own settings, of every process of Ray, so set before it starts; on a cluster by scripts/node_env.sh.
 # Replicas run the API in their main loop and stream to the proxy over gRPC: a token costs less time.
@@ -48,7 +48,7 @@ def prepare(config: ServeConfig) -> ServeConfig:
     """Everything that can be wrong before Ray starts; the config with the adapters' digests.
 
     Raises:
-        UserError: no such model, an adapter that does not fit, open to others without a key, a port that is taken.
+        UserError: no such model, an adapter that does not fit, or open to others without a key.
     """
     from deescal.dataset.chat import load_tokenizer
 
@@ -60,7 +60,7 @@ def prepare(config: ServeConfig) -> ServeConfig:
             "keys.file, or http.host=127.0.0.1"
         )
     slots = config.lora
-    adapters = [check_adapter(a, config.llm.model, slots) for a in config.adapters] if slots else []
+    adapters = tuple(check_adapter(a, config.llm.model, slots) for a in config.adapters) if slots else ()
     required = config.keys.model_copy(update={"required": config.keys.required or bool(keys)})
     return config.model_copy(update={"adapters": adapters, "keys": required})
 
@@ -91,7 +91,7 @@ def serve_config(config: ServeConfig, runtime_env: Mapping[str, Any] | None = No
                 "runtime_env": dict(runtime_env or {}),
                 "args": fields,
                 "deployments": [
-                    {"name": "Endpoint", "user_config": {"adapters": [a.model_dump() for a in config.adapters]}}
+                    {"name": DEPLOYMENT, "user_config": {"adapters": [a.model_dump() for a in config.adapters]}}
                 ],
             }
         ],
@@ -105,7 +105,7 @@ def deploy(config: ServeConfig, say: Say = print) -> Live:
         config: of `prepare`.
 
     Raises:
-        UserError: this machine has less than is asked for.
+        UserError: a port that is taken, less of this machine than is asked for, a node that cannot bring an adapter.
         ServeFailed: no replica came up.
     """
     from ray import serve
@@ -159,7 +159,7 @@ def wait(limit_s: float, say: Say = print) -> None:
         waited = time.monotonic() - began
         if waited > limit_s:
             raise ServeFailed(f"not running after {limit_s:g} s ({state.lower()})")
-        replicas = found.deployments["Endpoint"].replica_states if found and found.deployments else {}
+        replicas = found.deployments[DEPLOYMENT].replica_states if found and found.deployments else {}
         text = ", ".join(f"{n} {str(s).lower()}" for s, n in replicas.items() if n) or state.lower().replace("_", " ")
         if text != told:
             told = text
@@ -202,16 +202,11 @@ def stop(drain_s: float) -> None:
 
 def check_on_nodes(adapters: Sequence[Adapter]) -> None:
     """Raises UserError where a node of the cluster cannot bring an adapter; a replica there would not come up."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2 or not adapters:
-        return  # this machine has them
-    bring = ray.remote(num_cpus=0)(bring_adapter)
-    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    if is_one_node():
+        return  # it has them
     with users_errors():
-        ray.get([bring.options(scheduling_strategy=place).remote(a) for place in places for a in adapters])
+        for adapter in adapters:
+            on_every_node(bring_adapter, adapter)
 
 
 def _code_of_this_job() -> dict[str, Any]:

@@ -25,10 +25,9 @@ from deescal.models import resolve
 from deescal.serve.adapters import Adapter
 from deescal.serve.backend import EngineBackend
 from deescal.serve.config import ServeConfig
+from deescal.serve.deploy import DEPLOYMENT
 from deescal.serve.keys import read_keys
 from deescal.train.export import pin_date
-
-DEPLOYMENT = "Endpoint"
 
 
 class LiveConfig(Config):

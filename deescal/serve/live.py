@@ -17,7 +17,7 @@ from deescal.errors import UserError
 from deescal.models import cache_folder
 from deescal.serve.adapters import Adapter, check_adapter
 from deescal.serve.config import ServeConfig
-from deescal.serve.deploy import APPLICATION, Say, ServeFailed, apply, check_on_nodes, explain, url_of, wait
+from deescal.serve.deploy import APPLICATION, DEPLOYMENT, Say, ServeFailed, apply, check_on_nodes, explain, url_of, wait
 from deescal.storage import read_json, write_json
 
 _CHANGE_S = 300.0  # for replicas to take a change of adapters
@@ -118,7 +118,7 @@ def describe() -> State:
     config = _config_of(schema)
     found = serve.status().applications[APPLICATION]
     bad = found.status.value not in ("RUNNING", "DEPLOYING")
-    replicas = found.deployments["Endpoint"].replica_states if found.deployments else {}
+    replicas = found.deployments[DEPLOYMENT].replica_states if found.deployments else {}
     nodes = [node for node in ray.nodes() if node["Alive"]]
     return State(
         url=url_of(config),

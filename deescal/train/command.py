@@ -91,6 +91,4 @@ def plan(
 
 
 def _overrides(given: list[str] | None, model: str | None) -> list[str]:
-    for text in given or []:
-        require("=" in text, f"'{text}': expected key=value, an override of the config")
     return [*([f"model={model}"] if model else []), *(given or [])]
