@@ -100,8 +100,8 @@ def humans_import(
     count_inattentive: Annotated[bool, typer.Option(help="Count raters who fail the attention checks, too.")] = False,
 ) -> None:
     """Check filled sheets, join them with the key, and say what they come to."""
-    from deescal.evaluate.ratings_of_run import import_into, outcome_lines
+    from deescal.evaluate.ratings_of_run import calibration_lines, import_into, outcome_lines, read_calibration
 
     found = import_into(pack, files, evaluation, count_inattentive=count_inattentive)
-    for line in outcome_lines(found):
+    for line in (*outcome_lines(found), *calibration_lines(read_calibration(evaluation) if evaluation else [])):
         print(line)

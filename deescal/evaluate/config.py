@@ -6,16 +6,26 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from deescal.config import Config, ImportPath
 from deescal.engine import LlmConfig
 from deescal.evaluate.metrics import MetricsConfig
-from deescal.score.config import ScoreConfig
+from deescal.score.config import SamplingConfig, ScoreConfig
 
-ProtocolName = Literal["teacher_forced", "rollout"]
+ProtocolName = Literal["teacher_forced", "rollout", "interactive"]
 StepName = Literal["generate", "score", "judge", "test", "report"]
 STEPS: tuple[StepName, ...] = ("generate", "score", "judge", "test", "report")
+
+
+class OfficerConfig(Config):
+    """The officer simulator of protocol `interactive`."""
+
+    model: str | None = None  # registry name, folder or Hugging Face id; of an endpoint, a name that it serves
+    endpoint: str | None = None  # URL of an OpenAI-compatible API, in place of an engine of our own
+    n_turns: int = Field(default=6, ge=1)  # replies of the civilian in a conversation
+    # `sampling.samples` are the conversations of each scenario; drawn, since a greedy officer soon repeats itself.
+    score: ScoreConfig = ScoreConfig(sampling=SamplingConfig(temperature=0.7, top_p=0.95, max_tokens=64))
 
 
 class JudgingConfig(Config):
@@ -27,6 +37,7 @@ class JudgingConfig(Config):
     n_items: int = Field(default=50, ge=1)  # officer's lines, of each protocol, and rollouts; of every contestant
     # The real replies among those judged, unknown to the judge: its calibration. Without, it is told them to compare.
     include_reference: bool = True
+    pairwise: bool = False  # also ask which of two replies is more real, in both orders, for each of `pairs`
     seed: int = 0  # of the sample
     score: ScoreConfig = ScoreConfig(llm=LlmConfig(max_model_len=4096, max_num_seqs=16))
 
@@ -46,6 +57,7 @@ class EvaluateConfig(Config):
     protocols: tuple[ProtocolName, ...] = ("teacher_forced",)
     generate: ScoreConfig = ScoreConfig()  # sampling, split, engine, endpoint
     rollout_engine: ImportPath = "deescal.evaluate.rollout_engine:RolloutEngine"
+    officer: OfficerConfig = OfficerConfig()
     keys: Mapping[str, str] = {}  # host of an endpoint -> environment variable with its key; others: DEESCAL_API_KEY
     metrics: MetricsConfig = MetricsConfig()
     judge: JudgingConfig = JudgingConfig()
@@ -57,25 +69,45 @@ class EvaluateConfig(Config):
     @classmethod
     def _some(cls, protocols: tuple[ProtocolName, ...]) -> tuple[ProtocolName, ...]:
         if not protocols or len(set(protocols)) < len(protocols):
-            raise ValueError("expected teacher_forced, rollout, or both, each once")
+            raise ValueError("expected some of teacher_forced, rollout, interactive, each once")
         return protocols
 
+    @model_validator(mode="after")
+    def _has_officer(self) -> EvaluateConfig:
+        if "interactive" in self.protocols and self.officer.model is None:
+            raise ValueError("protocol interactive needs officer.model, who plays the officer")
+        return self
+
+    def samples(self, protocol: str) -> int:
+        """Seeds of each item."""
+        return (self.officer.score if protocol == "interactive" else self.generate).sampling.samples
+
     def with_room(self) -> EvaluateConfig:
-        """The same with a Ray on this machine that has CPUs for the engines of contestants and of the judge.
+        """The same with a Ray on this machine that has CPUs for the engines of contestants, officer and judge.
 
         One job starts Ray once, and it does not grow: sized for the first of them it could refuse the second.
         """
-        sections = {"generate": self.generate}
+        at_once = [self.generate]  # a conversation has both engines loaded
+        if "interactive" in self.protocols and self.officer.endpoint is None:
+            at_once.append(self.officer.score)
+        groups = [at_once]
         if self.judge.model is not None and self.judge.endpoint is None:
-            sections["judge"] = self.judge.score
-        cpus = [s.workers.demand(s.llm.tensor_parallel_size)["CPU"] + 1 for s in sections.values()]
-        roomy = {
-            name: s.model_copy(
-                update={"ray": s.ray.model_copy(update={"num_cpus": s.ray.num_cpus or math.ceil(max(cpus))})}
+            groups.append([self.judge.score])
+        cpus = math.ceil(max(sum(_cpus(s) for s in group) + 1 for group in groups))
+
+        def roomy(score: ScoreConfig) -> ScoreConfig:
+            return score.model_copy(
+                update={"ray": score.ray.model_copy(update={"num_cpus": score.ray.num_cpus or cpus})}
             )
-            for name, s in sections.items()
-        }
-        update: dict[str, object] = {"generate": roomy["generate"]}
-        if "judge" in roomy:
-            update["judge"] = self.judge.model_copy(update={"score": roomy["judge"]})
-        return self.model_copy(update=update)
+
+        return self.model_copy(
+            update={
+                "generate": roomy(self.generate),
+                "officer": self.officer.model_copy(update={"score": roomy(self.officer.score)}),
+                "judge": self.judge.model_copy(update={"score": roomy(self.judge.score)}),
+            }
+        )
+
+
+def _cpus(score: ScoreConfig) -> float:
+    return score.workers.demand(score.llm.tensor_parallel_size)["CPU"]

@@ -2,35 +2,31 @@
 
 <out>/items.parquet               ITEMS, what everybody is asked
 <out>/replies/<pass>/             a run of `deescal.score`, teacher-forced
-<out>/rollout/<pass>/parts/, turns.parquet   ANSWERS as they come, and the TURNS of complete rollouts
+<out>/rollout/<pass>/, <out>/interactive/<officer>/<pass>/   see `deescal.evaluate.turn_by_turn`
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TypedDict
 
 import pyarrow as pa
 
+from deescal.config import fingerprint
 from deescal.errors import UserError, one_line
-from deescal.evaluate.config import EvaluateConfig
+from deescal.evaluate.config import EvaluateConfig, ProtocolName
 from deescal.evaluate.contestants import Contestant, Pass, check_contestant, passes, with_key
-from deescal.evaluate.rollout import Ask, dialogues, play
+from deescal.evaluate.interactive import OFFICER_VERSION
 from deescal.evaluate.rows import TURNS, to_turns, with_labels
-from deescal.schema import Row, to_table
+from deescal.evaluate.turn_by_turn import TURNS_FILE, roll, talk
+from deescal.models import identity
 from deescal.score import job as scoring
-from deescal.score.config import SamplingConfig
 from deescal.score.source import SCORES_FILE
-from deescal.score.store import read_answers, write_part
-from deescal.score.tables import ANSWERS, pending
-from deescal.score.tasks import REPLIES
-from deescal.storage import exists, join, read_table, write_table
+from deescal.storage import exists, join, read_table
 
 ITEMS_FILE = "items.parquet"
-TURNS_FILE = "turns.parquet"
+TURN_BY_TURN = {"rollout": roll, "interactive": talk}
 
 
 class Replies(TypedDict):
@@ -109,16 +105,30 @@ def why_failed(error: Exception) -> str:
 
 def _places(together: Pass, config: EvaluateConfig) -> list[Replies]:
     """Where the replies of a pass are, or will be."""
-    tops = {"teacher_forced": "replies", "rollout": "rollout"}
     return [
-        {"protocol": protocol, "folder": f"{tops[protocol]}/{together.folder()}", "labels": together.labels}
+        {"protocol": protocol, "folder": f"{_top(protocol, config)}/{together.folder()}", "labels": together.labels}
         for protocol in config.protocols
     ]
 
 
+def _top(protocol: ProtocolName, config: EvaluateConfig) -> str:
+    if protocol == "interactive":
+        return f"interactive/{officer_folder(config)}"
+    return "replies" if protocol == "teacher_forced" else protocol
+
+
+def officer_folder(config: EvaluateConfig) -> str:
+    """Another one for another officer simulator: its model, its words, how it is sampled, how long it talks."""
+    officer = config.officer
+    where = officer.endpoint or (identity(officer.model) if officer.model else None)
+    sampling = officer.score.sampling.model_dump(mode="json")
+    return fingerprint(OFFICER_VERSION, officer.model, where, officer.n_turns, sampling)
+
+
 def _is_complete(out: str, together: Pass, config: EvaluateConfig) -> bool:
-    last = {"teacher_forced": "run.json", "rollout": TURNS_FILE}
-    return all(exists(join(out, place["folder"], last[place["protocol"]])) for place in _places(together, config))
+    last = {"teacher_forced": "run.json"}
+    places = _places(together, config)
+    return all(exists(join(out, p["folder"], last.get(p["protocol"], TURNS_FILE))) for p in places)
 
 
 def _ask_pass(
@@ -126,10 +136,11 @@ def _ask_pass(
 ) -> list[Replies]:
     places = _places(together, config)
     config = config.model_copy(update={"generate": with_key(config.generate, together.endpoint, config.keys)})
+    items = read_table(join(out, ITEMS_FILE))
     for place in places:
         folder = join(out, place["folder"])
-        if place["protocol"] == "rollout":
-            _roll(out, folder, together, config, watch, retry_failed)
+        if (by_turn := TURN_BY_TURN.get(place["protocol"])) is not None:
+            by_turn(items, folder, together, config, watch, retry_failed)
             continue
         scoring.score(
             join(out, ITEMS_FILE),
@@ -144,74 +155,12 @@ def _ask_pass(
     return places
 
 
-def _roll(
-    out: str, folder: str, together: Pass, config: EvaluateConfig, watch: scoring.Watch, retry_failed: bool
-) -> None:
-    """Rollouts of one pass; answers that are stored are taken up again, turn by turn."""
-    sampling = config.generate.sampling
-    sampling = sampling.model_copy(update={"max_tokens": sampling.max_tokens or REPLIES.answer_tokens})
-    if exists(join(folder, TURNS_FILE)) and not retry_failed:
-        return
-    known = read_answers(folder)
-    waiting = dialogues(read_table(join(out, ITEMS_FILE)).to_pylist(), together.contestants, sampling.samples)
-    watch.begin(sum(len(d.items) for d in waiting), len(known))
-    with ExitStack() as stack:
-        asking: list[Ask] = []  # opened when the first request has no answer
-
-        def ask(requests: Sequence[Row]) -> Mapping[str, Row]:
-            todo = list(pending(requests, known, retry_failed))
-            if todo and not asking:
-                asking.append(stack.enter_context(_asking(together, config, sampling, folder)))
-            if todo:
-                answers = asking[0](todo)
-                known.update(answers)
-                watch.answers(to_table([known[r["request_id"]] for r in todo], ANSWERS))
-            return known
-
-        turns = play(waiting, ask)
-    write_table(join(folder, TURNS_FILE), to_table(turns, TURNS))
-
-
-@contextmanager
-def _asking(together: Pass, config: EvaluateConfig, sampling: SamplingConfig, folder: str) -> Iterator[Ask]:
-    """Asks requests, and stores their answers: of an endpoint, or of engines that stay loaded."""
-    if (url := together.endpoint) is not None:
-        from deescal.score.online import ask_online
-
-        def ask_endpoint(requests: Sequence[Row]) -> Mapping[str, Row]:
-            found: list[Row] = []
-            keep = partial(_keep, found)
-            ask_online(requests, folder, url, sampling, config.generate.online, keep)
-            return {row["request_id"]: row for row in found}
-
-        yield ask_endpoint
-        return
-    from deescal.evaluate.rollout_engine import engines
-
-    settings = config.generate
-    settings = settings.model_copy(
-        update={"llm": settings.llm.model_copy(update={"model": together.contestants[0].model})}
-    )
-    with engines(config.rollout_engine, settings, sampling, together.contestants) as ask:
-
-        def ask_engines(requests: Sequence[Row]) -> Mapping[str, Row]:
-            answers = ask(requests)
-            write_part(folder, to_table([answers[r["request_id"]] for r in requests], ANSWERS))
-            return answers
-
-        yield ask_engines
-
-
-def _keep(found: list[Row], answers: pa.Table) -> None:
-    found += answers.to_pylist()
-
-
 def read_turns(out: str, generated: Generated) -> pa.Table:
     """TURNS of all that was generated, by labels; what is stored has the names in `deescal.score`."""
     tables = []
     for file in generated.files:
         folder = join(out, file["folder"])
-        if file["protocol"] == "rollout":
+        if file["protocol"] in TURN_BY_TURN:
             tables.append(with_labels(read_table(join(folder, TURNS_FILE)).cast(TURNS), file["labels"]))
         else:
             tables.append(to_turns(read_table(join(folder, SCORES_FILE)), file["protocol"], file["labels"]))
@@ -220,5 +169,5 @@ def read_turns(out: str, generated: Generated) -> pa.Table:
 
 def files_of(out: str, generated: Generated) -> list[str]:
     """The files that `read_turns` reads."""
-    names = {"teacher_forced": SCORES_FILE, "rollout": TURNS_FILE}
-    return [join(out, file["folder"], names[file["protocol"]]) for file in generated.files]
+    names = {"teacher_forced": SCORES_FILE}
+    return [join(out, file["folder"], names.get(file["protocol"], TURNS_FILE)) for file in generated.files]

@@ -2,10 +2,11 @@
 
 <out>/job.json        what was asked for, written first: the same command goes on, other data or sampling is refused
 <out>/config.json     the whole config, as YAML that --config takes
-<out>/items.parquet   the lines that everybody answers; replies/, rollout/, judge/: see generate.py and judging.py
+<out>/items.parquet   the lines that everybody answers
+<out>/replies/, rollout/, interactive/, judge/   see generate.py and judging.py
 <out>/steps.json      steps that are done, each with a fingerprint of what it was made from
 <out>/turns.parquet   SCORED_TURNS: every prompt, reference, reply and score
-<out>/judged.parquet  JUDGED, where there is a judge
+<out>/judged.parquet  JUDGED, where there is a judge; preferences.parquet, where it compares, too
 <out>/summary.csv, significance.csv, report.html
 <out>/run.json        how it ended, written last: its presence says complete
 
@@ -27,7 +28,7 @@ from deescal.errors import UserError, one_line
 from deescal.evaluate import steps
 from deescal.evaluate.config import STEPS, EvaluateConfig, StepName
 from deescal.evaluate.contestants import Contestant, check_keys, key_variable, pairs_to_compare, parse_contestants
-from deescal.evaluate.generate import ITEMS_FILE
+from deescal.evaluate.generate import ITEMS_FILE, officer_folder
 from deescal.evaluate.rows import make_items, read_test_rows
 from deescal.models import resolve
 from deescal.score.job import Watch as ScoreWatch
@@ -85,6 +86,7 @@ def evaluate(
     contestants = parse_contestants(models)
     check(contestants, config)
     check_judge_is_there(config, has_judged=exists(join(out, steps.JUDGED_FILE)))
+    check_officer_is_there(config, out)
     inputs = read_test_rows(data, config.generate.split)
     identity = fingerprint(data, inputs.version, config.generate.split, asked_how(config))
     _begin(out, identity, {"data": data, "contestants": [c.model_dump(mode="json") for c in contestants]}, config)
@@ -97,7 +99,7 @@ def evaluate_from(out: str, step: StepName, config: EvaluateConfig, watch: Watch
     """A step of an evaluation that is there, and the ones after it, once more.
 
     Args:
-        config: of the steps; `generate` and `protocols` are what the replies were made with.
+        config: of the steps; `generate`, `protocols` and `officer` are what the replies were made with.
 
     Raises:
         UserError: no evaluation at `out`, one that has not come so far, or a config that asks for other replies.
@@ -106,7 +108,7 @@ def evaluate_from(out: str, step: StepName, config: EvaluateConfig, watch: Watch
     job = read_job(out)
     contestants = [Contestant.model_validate(c) for c in job["contestants"]]
     stored = load_config(join(out, CONFIG_FILE), EvaluateConfig)
-    for name in ("generate", "protocols"):
+    for name in ("generate", "protocols", "officer"):
         if getattr(config, name) != getattr(stored, name):
             raise UserError(f"--from {step}: '{name}' differs from that of {out}, whose replies are kept; leave it out")
     check(contestants, config)
@@ -168,13 +170,28 @@ def check_judge_is_there(config: EvaluateConfig, *, has_judged: bool = False) ->
     Raises:
         UserError: no such model, a key that is not set, or an endpoint that does not serve it to us.
     """
-    if (judge := config.judge).model is None:
-        return
-    if judge.endpoint is None:
-        resolve(judge.model)
-    elif not has_judged:
-        check_keys([Contestant(label=steps.JUDGE, model=judge.model, endpoint=judge.endpoint)], config.keys)
-        check_endpoint(judge.endpoint, judge.model, key_variable(judge.endpoint, config.keys))
+    if (judge := config.judge).model is not None:
+        _check_is_there(steps.JUDGE, judge.model, judge.endpoint, config, may_be_gone=has_judged)
+
+
+def check_officer_is_there(config: EvaluateConfig, out: str) -> None:
+    """Of the officer simulator, where there are conversations; of one that has talked, the endpoint may be gone.
+
+    Raises:
+        UserError: as `check_judge_is_there`.
+    """
+    officer = config.officer
+    if "interactive" in config.protocols and officer.model is not None:
+        has_talked = exists(join(out, "interactive", officer_folder(config)))
+        _check_is_there("the officer simulator", officer.model, officer.endpoint, config, may_be_gone=has_talked)
+
+
+def _check_is_there(who: str, model: str, endpoint: str | None, config: EvaluateConfig, *, may_be_gone: bool) -> None:
+    if endpoint is None:
+        resolve(model)
+    elif not may_be_gone:
+        check_keys([Contestant(label=who, model=model, endpoint=endpoint)], config.keys)
+        check_endpoint(endpoint, model, key_variable(endpoint, config.keys))
 
 
 def asked_how(config: EvaluateConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from deescal.evaluate.config import JudgingConfig
 from deescal.evaluate.contestants import REFERENCE
-from deescal.evaluate.rows import TURNS
+from deescal.evaluate.rows import RUBRICS, TURNS
 from deescal.schema import MESSAGE, Row, to_table
 from deescal.score import job as scoring
 from deescal.score.config import TaskName
@@ -89,11 +89,18 @@ def realism_rows(turns: pa.Table, config: JudgingConfig) -> list[Row]:
 
 
 def dialogue_rows(turns: pa.Table, config: JudgingConfig) -> list[Row]:
-    """TO_JUDGE of whole rollouts: the last turn of sampled windows, of the seeds that every contestant came through."""
-    rollouts = turns.filter(pc.equal(turns["protocol"], "rollout")).to_pylist()
+    """TO_JUDGE of sampled rollouts and conversations, whole, of the seeds that every contestant came through."""
+    found: list[Row] = []
+    for protocol in ("rollout", "interactive"):
+        found += _dialogues(turns.filter(pc.equal(turns["protocol"], protocol)).to_pylist(), config)
+    return found
+
+
+def _dialogues(turns: Sequence[Row], config: JudgingConfig) -> list[Row]:
+    """Of one protocol: the last turn of each."""
     last: dict[tuple[str, int], dict[str, Row]] = defaultdict(dict)  # window and seed -> contestant -> its last turn
     broken = set()
-    for row in rollouts:
+    for row in turns:
         key = (row["item_id"].rpartition("-")[0], row["seed"])
         if row["reply"] is None:
             broken.add(key)
@@ -132,27 +139,42 @@ def judge(
         fingerprint: of the turns, the judge and the config: another one is judged anew.
         retry_failed: ask again what has an error.
     """
-    assert config.model is not None
     tables = []
-    for rubric, rows in (("realism", realism_rows(turns, config)), ("deescalation", dialogue_rows(turns, config))):
+    asked: dict[TaskName, list[Row]] = {
+        "realism": realism_rows(turns, config),
+        "deescalation": dialogue_rows(turns, config),
+    }
+    for rubric, rows in asked.items():
         if not rows:
             continue
         place = join(out, "judge", f"{fingerprint}-{rubric}")
-        if not exists(f"{place}.parquet"):  # once: a scoring run knows its input by its time, too
-            write_table(f"{place}.parquet", to_table(rows, TO_JUDGE))
-        task: TaskName = "realism" if rubric == "realism" else "deescalation"
-        scoring.score(
-            f"{place}.parquet",
-            place,
-            task,
-            [config.model],
-            config.score,
-            endpoint=config.endpoint,
-            retry_failed=retry_failed,
-            watch=watch,
-        )
-        tables.append(read_judged(read_table(join(place, SCORES_FILE)), rubric))
+        scores = ask_judge(place, to_table(rows, TO_JUDGE), rubric, config, watch, retry_failed)
+        tables.append(read_judged(scores, rubric))
     return pa.concat_tables(tables) if tables else JUDGED.empty_table()
+
+
+def ask_judge(
+    place: str, table: pa.Table, task: TaskName, config: JudgingConfig, watch: scoring.Watch, retry_failed: bool
+) -> pa.Table:
+    """The judge's answers about a table: SCORES of a task.
+
+    Args:
+        place: folder of the scoring run, beside its data of this name.
+    """
+    assert config.model is not None
+    if not exists(f"{place}.parquet"):  # once: a scoring run knows its input by its time, too
+        write_table(f"{place}.parquet", table)
+    scoring.score(
+        f"{place}.parquet",
+        place,
+        task,
+        [config.model],
+        config.score,
+        endpoint=config.endpoint,
+        retry_failed=retry_failed,
+        watch=watch,
+    )
+    return read_table(join(place, SCORES_FILE))
 
 
 def read_judged(scores: pa.Table, rubric: str) -> pa.Table:
@@ -177,10 +199,17 @@ def read_judged(scores: pa.Table, rubric: str) -> pa.Table:
     return to_table(rows, JUDGED)
 
 
-def with_realism(turns: pa.Table, judged: pa.Table) -> pa.Table:
-    """Scored turns with a column `realism`, null where a reply was not judged."""
-    of = [row for row in judged.to_pylist() if row["rubric"] == "realism"]
-    known = {(row["protocol"], row["item_id"], row["contestant"], row["seed"]): row["score"] for row in of}
+def with_judged(turns: pa.Table, judged: pa.Table) -> pa.Table:
+    """Scored turns with columns RUBRICS, null where a reply was not judged.
+
+    De-escalation, which is of a whole dialogue, stands in the row of its last reply.
+    """
+    known = {
+        (row["rubric"], row["protocol"], row["item_id"], row["contestant"], row["seed"]): row["score"]
+        for row in judged.to_pylist()
+    }
     keys: Sequence[list] = [turns[name].to_pylist() for name in ("protocol", "item_id", "model", "seed")]
-    scores = [known.get(key) for key in zip(*keys, strict=True)]
-    return turns.append_column("realism", pa.array(scores, pa.float64()))
+    for rubric in RUBRICS:
+        scores = [known.get((rubric, *key)) for key in zip(*keys, strict=True)]
+        turns = turns.append_column(rubric, pa.array(scores, pa.float64()))
+    return turns

@@ -122,22 +122,25 @@ def summarize(table: pa.Table, config: MetricsConfig | None = None) -> Row:
     """Scored replies of one contestant -> a row of SUMMARY.
 
     Args:
-        table: as `score_pairs` returns it; of the columns `finish_reason` and `latency_s` use is made where they are.
+        table: as `score_pairs` returns it, or rows without a reference (null) and scores; of the columns
+            `finish_reason` and `latency_s` use is made where they are.
         config: that of `score_pairs`.
     """
     config = config or MetricsConfig()
     replied = table.filter(pc.is_valid(table["reply"]))
-    references, replies = replied["reference"].to_pylist(), replied["reply"].to_pylist()
+    replies = replied["reply"].to_pylist()
+    compared = replied.filter(pc.is_valid(replied["reference"]))
+    references, answers = compared["reference"].to_pylist(), compared["reply"].to_pylist()
     means = {name: pc.mean(replied[name]).as_py() for name in REPLY_SCORES.names}
     return {
         "n": len(table),
         "n_errors": len(table) - len(replied),
         **{name: x if x is None or name == "bertscore_f1" else 100 * x for name, x in means.items()},
-        **_corpus_bleu(references, replies),
+        **_corpus_bleu(references, answers),
         **rescaled(means["bertscore_f1"], config),
         "distinct_1": distinct_n(replies, 1),
         "distinct_2": distinct_n(replies, 2),
-        "length_ratio": _ratio(_n_words(replies), _n_words(references)),
+        "length_ratio": _ratio(_n_words(answers), _n_words(references)),
         "stop_rate": _share(known == "stop" for known in _known(replied, "finish_reason")),
         "assistant_rate": _share(map(looks_like_assistant, replies)),
         **_latency(replied),

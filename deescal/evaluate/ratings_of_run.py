@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deescal.errors import UserError
+from deescal.evaluate.calibration import Calibration, calibrate
 from deescal.evaluate.humans.config import PackConfig
-from deescal.evaluate.steps import TURNS_FILE
+from deescal.evaluate.steps import JUDGED_FILE, PREFERENCES_FILE, TURNS_FILE
 from deescal.schema import Row
 from deescal.storage import absolute, exists, join, locate, read_json, read_table, write_json, write_table
 
@@ -63,13 +64,30 @@ def import_into(pack: str, files: Sequence[str], run: str | None, *, count_inatt
 
 def read_outcomes(run: str) -> list[dict[str, Any]]:
     """What every pack of a run came to."""
+    return [read_json(place) for place in _of_packs(run, OUTCOME_FILE)]
+
+
+def read_ratings(run: str) -> list[Row]:
+    """RATINGS of all packs of a run."""
+    return [row for place in _of_packs(run, RATINGS_FILE) for row in read_table(place).to_pylist()]
+
+
+def read_calibration(run: str) -> list[Calibration]:
+    """The run's judge, where it has one, against the people who rated its replies."""
+    judged, preferences = (
+        read_table(join(run, name)).to_pylist() if exists(join(run, name)) else []
+        for name in (JUDGED_FILE, PREFERENCES_FILE)
+    )
+    return calibrate(judged, preferences, read_ratings(run)) if judged else []
+
+
+def _of_packs(run: str, name: str) -> list[str]:
     filesystem, path = locate(join(run, "humans"))
     try:
-        names = sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False))
+        packs = sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False))
     except FileNotFoundError:
         return []
-    places = [join(run, "humans", name, OUTCOME_FILE) for name in names]
-    return [read_json(place) for place in places if exists(place)]
+    return [place for pack in packs if exists(place := join(run, "humans", pack, name))]
 
 
 def without_nan(value: Any) -> Any:
@@ -98,6 +116,16 @@ def outcome_lines(found: Mapping[str, Any]) -> list[str]:
     for question, means in found.get("means", {}).items():
         lines += [f"{question}: {model} {_estimate(mean)}" for model, mean in means.items()]
     lines += [f"more real: {model} {_estimate(rate)}" for model, rate in found.get("win_rates", {}).items()]
+    return lines
+
+
+def calibration_lines(found: Sequence[Calibration]) -> list[str]:
+    """The judge against people, for the terminal."""
+    lines = []
+    for of in found:
+        what = "Spearman's rho" if of.question == "realism" else "Cohen's kappa"
+        value = f"none ({of.reason})" if math.isnan(of.value) else f"{of.value:.2f}"
+        lines.append(f"the judge against people, {of.question}: {what} {value} over {of.n:,}")
     return lines
 
 

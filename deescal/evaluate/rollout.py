@@ -72,14 +72,25 @@ def play(waiting: Sequence[Dialogue], ask: Ask) -> list[Row]:
 
 
 def _request(dialogue: Dialogue, item: Row) -> Row:
-    contestant = dialogue.contestant
-    messages = rollout_messages(item, dialogue.said)
-    asked = {"messages": messages, "json_schema": None, "turns": None}
+    return request_of(dialogue.contestant, item, dialogue.seed, rollout_messages(item, dialogue.said))
+
+
+def _take(dialogue: Dialogue, item: Row, request: Row | None, answer: Row | None) -> None:
+    """The next turn of a dialogue, from its answer; without one it is an error."""
+    turn = turn_of("rollout", dialogue.contestant, item, dialogue.seed, request, answer)
+    if turn["reply"] is not None:
+        dialogue.said[item["message"]] = turn["reply"]
+    dialogue.turns.append(turn)
+
+
+def request_of(contestant: Contestant, item: Row, seed: int, messages: Sequence[Message]) -> Row:
+    """The REQUESTS row that asks for the reply to an item after these messages."""
+    asked = {"messages": list(messages), "json_schema": None, "turns": None}
     return {
         **asked,
-        "request_id": request_id(item["turn_id"], f"{contestant.asked_as} {item['item_id']}", dialogue.seed, asked),
+        "request_id": request_id(item["turn_id"], f"{contestant.asked_as} {item['item_id']}", seed, asked),
         "row": item["turn_id"],
-        "sample": dialogue.seed,
+        "sample": seed,
         "model": contestant.model,
         "adapter": contestant.adapter.name if contestant.adapter else None,
         "error": None,
@@ -87,16 +98,23 @@ def _request(dialogue: Dialogue, item: Row) -> Row:
     }
 
 
-def _take(dialogue: Dialogue, item: Row, request: Row | None, answer: Row | None) -> None:
-    """The next turn of a dialogue, from its answer; without one it is an error."""
+def turn_of(
+    protocol: str,
+    contestant: Contestant,
+    item: Row,
+    seed: int,
+    request: Row | None,
+    answer: Row | None,
+    error: str = EARLIER,
+) -> Row:
+    """The TURNS row of an item: from its answer, or with `error` where it was not asked."""
     turn: Row = dict.fromkeys(TURNS.names)
     turn |= {name: item[name] for name in ("item_id", "scenario_id", "incident_id", "turn_id", "reference")}
-    turn |= {"protocol": "rollout", "model": dialogue.contestant.asked_as, "seed": dialogue.seed}
+    turn |= {"protocol": protocol, "model": contestant.asked_as, "seed": seed}
     if request is None or answer is None:
-        turn |= {"messages": [], "error": EARLIER}
-    else:
-        shared = ("finish_reason", "error", "asked_at_s", "latency_s", "n_prompt_tokens", "n_completion_tokens")
-        turn |= {"messages": request["messages"], **{name: answer[name] for name in shared}}
-        if answer["error"] is None:
-            turn["reply"] = dialogue.said[item["message"]] = answer["output"].strip()
-    dialogue.turns.append(turn)
+        return turn | {"messages": [], "error": error}
+    shared = ("finish_reason", "error", "asked_at_s", "latency_s", "n_prompt_tokens", "n_completion_tokens")
+    turn |= {"messages": request["messages"], **{name: answer[name] for name in shared}}
+    if answer["error"] is None:
+        turn["reply"] = answer["output"].strip()
+    return turn

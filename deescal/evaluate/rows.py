@@ -53,6 +53,7 @@ TURNS = pa.schema(
 )
 # turns.parquet: null where there is no reply, or the metric was not asked for.
 SCORED_TURNS = pa.schema([*TURNS, *REPLY_SCORES])
+RUBRICS = ("realism", "deescalation")  # columns that a judge adds, 0..100
 ORDER = [(name, "ascending") for name in ("protocol", "scenario_id", "turn_id", "item_id", "model", "seed")]
 
 
@@ -136,6 +137,6 @@ def check_complete(turns: pa.Table, items: pa.Table, samples: int) -> None:
 
 
 def metric_columns(turns: pa.Table) -> list[str]:
-    """Columns of the metrics that were computed, the judge's realism among them where it judged."""
-    names = [n for n in (*REPLY_SCORES.names, "realism") if n in turns.column_names and n != "rouge_l_stem"]
+    """Columns of the metrics that were computed, the judge's scores among them where it judged."""
+    names = [n for n in (*REPLY_SCORES.names, *RUBRICS) if n in turns.column_names and n != "rouge_l_stem"]
     return [name for name in names if cast(int, turns[name].null_count) < turns.num_rows]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from deescal import __version__
 from deescal.config import fingerprint
@@ -15,11 +16,14 @@ from deescal.evaluate import judging
 from deescal.evaluate.config import STEPS, EvaluateConfig, StepName
 from deescal.evaluate.contestants import Contestant, known_pairs, pairs_to_compare, with_key
 from deescal.evaluate.generate import ITEMS_FILE, Generated, files_of, generate, read_turns, why_failed
+from deescal.evaluate.interactive import conversation_items
 from deescal.evaluate.metrics import score_pairs, signatures
+from deescal.evaluate.preferences import compare_pairs
 from deescal.evaluate.rows import ORDER, SCORED_TURNS, check_complete, metric_columns, replies_version
-from deescal.evaluate.significance import means_table, significance_table
+from deescal.evaluate.significance import MEANS, SIGNIFICANCE, means_table, significance_table
 from deescal.evaluate.summary import csv_text, error_causes, summary_table
 from deescal.judge.deescalation import DEESCALATION_VERSION
+from deescal.judge.pairwise import PAIRWISE_VERSION
 from deescal.judge.realism import REALISM_VERSION
 from deescal.models import identity
 from deescal.storage import exists, join, locate, read_json, read_table, version, write_bytes, write_json, write_table
@@ -28,7 +32,8 @@ from deescal.versions import installed_versions
 if TYPE_CHECKING:
     from deescal.evaluate.job import Watch
 
-DONE_FILE, TURNS_FILE, JUDGED_FILE = "steps.json", "turns.parquet", "judged.parquet"
+DONE_FILE, TURNS_FILE = "steps.json", "turns.parquet"
+JUDGED_FILE, PREFERENCES_FILE = "judged.parquet", "preferences.parquet"
 SUMMARY_FILE, SIGNIFICANCE_FILE, MEANS_FILE = "summary.csv", "significance.csv", "means.parquet"
 _SAID = {
     "generate": "asking the contestants",
@@ -103,7 +108,9 @@ class Work:
             replies = replies_version(read_table(join(self.out, TURNS_FILE)))
             weights = None if config.judge.endpoint else identity(config.judge.model)
             rubrics = (REALISM_VERSION, DEESCALATION_VERSION)
-            return fingerprint(replies, config.judge.model_dump(mode="json", exclude=quick), weights, rubrics)
+            compared = (PAIRWISE_VERSION, self.pairs) if config.judge.pairwise else None
+            asked = config.judge.model_dump(mode="json", exclude=quick)
+            return fingerprint(replies, asked, weights, rubrics, compared)
         files = [join(self.out, TURNS_FILE), *([join(self.out, JUDGED_FILE)] if config.judge.model else [])]
         return fingerprint(__version__, self._versions(*files), config.test, config.metrics, self.pairs)
 
@@ -118,17 +125,18 @@ class Work:
         return pairs_to_compare(self.contestants, self.config.pairs)
 
     def turns(self) -> pa.Table:
-        """Scored turns, with the judge's realism where there is one."""
+        """Scored turns, with the judge's scores where there is one."""
         turns = read_table(join(self.out, TURNS_FILE))
         judged = self.judged()
-        return turns if judged is None else judging.with_realism(turns, judged)
+        return turns if judged is None else judging.with_judged(turns, judged)
 
     def judged(self) -> pa.Table | None:
         file = join(self.out, JUDGED_FILE)
         return read_table(file) if self.config.judge.model and exists(file) else None
 
     def _is_done(self, step: StepName, made_from: str) -> bool:
-        judged = [JUDGED_FILE] if self.config.judge.model else []
+        judge = self.config.judge
+        judged = [JUDGED_FILE, *([PREFERENCES_FILE] if judge.pairwise else [])] if judge.model else []
         makes = {"score": [TURNS_FILE], "judge": judged, "test": [SUMMARY_FILE, SIGNIFICANCE_FILE, MEANS_FILE]}
         there = all(exists(join(self.out, name)) for name in makes[step])
         done = read_done(self.out).get(step, {})
@@ -149,10 +157,16 @@ class Work:
         return asdict(found)
 
     def _score(self, made_from: str) -> Mapping[str, Any]:
-        turns = read_turns(self.out, self.generated).sort_by(ORDER)
-        items = read_table(join(self.out, ITEMS_FILE), ["item_id"])
-        check_complete(turns, items, self.config.generate.sampling.samples)
-        scored = score_pairs(turns, self.config.metrics).select(SCORED_TURNS.names)
+        turns = read_turns(self.out, self.generated)
+        items = read_table(join(self.out, ITEMS_FILE))
+        for protocol in self.config.protocols:
+            of = turns.filter(pc.equal(turns["protocol"], protocol))
+            expected = conversation_items(items, self.config.officer.n_turns) if protocol == "interactive" else items
+            check_complete(of, expected, self.config.samples(protocol))
+        has_reference = pc.is_valid(turns["reference"])  # a conversation has none
+        scored = score_pairs(turns.filter(has_reference), self.config.metrics).select(SCORED_TURNS.names)
+        scored = pa.concat_tables([scored, turns.filter(pc.invert(has_reference))], promote_options="default")
+        scored = scored.cast(SCORED_TURNS).sort_by(ORDER)
         write_table(join(self.out, TURNS_FILE), scored)
         return {"rows": scored.num_rows}
 
@@ -165,20 +179,27 @@ class Work:
         again = self.retry_failed or self.is_forced("judge")
         try:
             judged = judging.judge(self.out, turns, config, self.watch, made_from, retry_failed=again)
+            if config.pairwise:
+                preferences = compare_pairs(self.out, turns, self.pairs, config, self.watch, made_from, again)
+                write_table(join(self.out, PREFERENCES_FILE), preferences)
         except Exception as error:
             why = why_failed(error)
             self.watch.failed(JUDGE, why)
             if read_done(self.out).get("judge", {}).get("fingerprint") != made_from:
-                forget(join(self.out, JUDGED_FILE))  # it is of other replies, or of another judge
+                for file in (JUDGED_FILE, PREFERENCES_FILE):  # of other replies, or of another judge
+                    forget(join(self.out, file))
             return {"rows": 0, "failed": why}
         write_table(join(self.out, JUDGED_FILE), judged)
         return {"rows": judged.num_rows}
 
     def _test(self, made_from: str) -> Mapping[str, Any]:
-        turns, test = self.turns(), self.config.test
-        metrics = metric_columns(turns)
-        means = means_table(turns, metrics, seed=test.seed, n_resamples=test.n_resamples)
-        found = significance_table(turns, self.pairs, metrics, seed=test.seed, n_resamples=test.n_resamples)
+        turns, how = self.turns(), self.config.test.model_dump(include={"seed", "n_resamples"})
+        means, found = MEANS.empty_table(), SIGNIFICANCE.empty_table()
+        for protocol in sorted(self.config.protocols):  # each with the metrics that it has
+            of = turns.filter(pc.equal(turns["protocol"], protocol))
+            metrics = metric_columns(of)
+            means = pa.concat_tables([means, means_table(of, metrics, **how)])
+            found = pa.concat_tables([found, significance_table(of, self.pairs, metrics, **how)])
         write_table(join(self.out, MEANS_FILE), means)
         summary = summary_table(turns, means, self.config.metrics)
         write_bytes(join(self.out, SUMMARY_FILE), csv_text(summary))

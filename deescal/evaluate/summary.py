@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deescal.evaluate.metrics import SUMMARY, MetricsConfig, rescaled, summarize
+from deescal.evaluate.rows import RUBRICS
 from deescal.schema import Row, to_table
 from deescal.score.summary import cause, covered_s
 
 TIMES_100 = ("rouge_l", "bleu_4", "meteor")  # as the paper prints them
 PAPER_METRICS = ("rouge_l", "bleu_4", "meteor", "bertscore_f1")
-BOUNDED = (*PAPER_METRICS, "realism")  # with an interval
+BOUNDED = (*PAPER_METRICS, *RUBRICS)  # with an interval
 
 SUMMARY_TABLE = pa.schema(
     [
@@ -31,6 +32,7 @@ SUMMARY_TABLE = pa.schema(
         *SUMMARY,
         ("seconds_a_turn", pa.float64()),  # seconds in which any reply was awaited / replies: speed, all at once
         ("realism", pa.float64()),  # the judge's, 0..100, of the replies judged
+        ("deescalation", pa.float64()),  # the same, of the rollouts and conversations judged
         # 95 % intervals, clustered by incident, in the units of the means
         *((f"{name}_{end}", pa.float64()) for name in BOUNDED for end in ("low", "high")),
     ]
@@ -43,7 +45,7 @@ def summary_table(turns: pa.Table, means: pa.Table, config: MetricsConfig) -> pa
     What has an interval is the mean that it is of: over items, after the mean over an item's seeds.
 
     Args:
-        turns: SCORED_TURNS, with a column `realism` where there was a judge.
+        turns: SCORED_TURNS, with columns of RUBRICS where there was a judge.
         means: of `deescal.evaluate.significance.means_table` over them.
     """
     bounds = {(row["protocol"], row["model"], row["metric"]): row for row in means.to_pylist()}

@@ -10,7 +10,7 @@ from rich.table import Table
 from deescal.evaluate.job import Ended, Watch
 from deescal.evaluate.steps import SIGNIFICANCE_FILE, SUMMARY_FILE
 from deescal.evaluate.summary import SUMMARY_TABLE, arrow, paper_rows
-from deescal.report.evaluate_findings import DIGITS, METRIC_NAMES, comparison_text, read_csv, short
+from deescal.report.evaluate_findings import DIGITS, METRIC_NAMES, comparison_text, read_csv, short, shown_metrics
 from deescal.report.page import clock, words
 from deescal.schema import Row
 from deescal.score.terminal import Terminal as ScoreTerminal
@@ -43,7 +43,7 @@ def show_ended(ended: Ended, console: Console) -> None:
     tests = read_csv(join(ended.out, SIGNIFICANCE_FILE), SIGNIFICANCE)
     for protocol in sorted({row["protocol"] for row in summary}, reverse=True):
         of = [row for row in summary if row["protocol"] == protocol]
-        console.print(paper_table(protocol, of, ended.run["tuned"], ended.run["metrics"]))
+        console.print(paper_table(protocol, of, ended.run["tuned"]))
         for row in tests:
             if row["protocol"] != protocol or {row["a"], row["b"]} & ended.failed.keys():
                 continue
@@ -60,12 +60,10 @@ def show_ended(ended: Ended, console: Console) -> None:
     )
 
 
-def paper_table(
-    protocol: str, summary: Sequence[Row], tuned_pairs: Sequence[tuple[str, str]], metrics: Sequence[str]
-) -> Table:
+def paper_table(protocol: str, summary: Sequence[Row], tuned_pairs: Sequence[tuple[str, str]]) -> Table:
     """The paper's layout: base -> tuned for every pair (tuned, base)."""
     first = summary[0]
-    shown = [name for name in METRIC_NAMES if name in metrics]
+    shown = shown_metrics(summary)
     table = Table(
         title=f"{words(protocol)}: {first['n_items']:,} replies of {first['n_scenarios']:,} scenarios",
         title_justify="left",

@@ -5,9 +5,9 @@ A reply wins only when it is preferred in both orders; everything else is a tie,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from deescal.config import fingerprint
 from deescal.dataset.chat import Message
@@ -58,12 +58,19 @@ def pairwise_messages(
     return chat(SYSTEM, head(context, character, history) + candidates + "\n" + QUESTION)
 
 
-def pairwise_verdict(ab: str, ba: str) -> Preference:
-    """The answers with a first and with b first -> who wins."""
+def choice(answer: str) -> dict[str, str | None]:
+    """One answer -> better (first, second, tie) and because; or `unread`, why there is neither."""
     try:
-        forward, swapped = read_answer(ab, SCHEMA), read_answer(ba, SCHEMA)
+        found = read_answer(answer, SCHEMA)
     except UnreadError as error:
-        return Preference(None, agreed=False, error=str(error))
+        return {"better": None, "because": None, "unread": str(error)}
+    return {"better": found["better"], "because": found["because"], "unread": None}
+
+
+def prefer(forward: Mapping[str, Any], swapped: Mapping[str, Any]) -> Preference:
+    """What `choice` read with a first and with b first -> who wins."""
+    if (error := forward["unread"] or swapped["unread"]) is not None:
+        return Preference(None, agreed=False, error=error)
     because = (forward["because"], swapped["because"])
     one, other = A_FIRST[forward["better"]], B_FIRST[swapped["better"]]
     if one == other:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,14 +15,18 @@ from deescal.evaluate.summary import PAPER_METRICS, arrow, paper_rows, scale_of
 from deescal.schema import Row
 from deescal.storage import read_bytes
 
+if TYPE_CHECKING:
+    from deescal.evaluate.calibration import Calibration
+
 METRIC_NAMES = {
     "rouge_l": "ROUGE-L",
     "bleu_4": "BLEU-4",
     "meteor": "METEOR",
     "bertscore_f1": "BERTScore F1",
     "realism": "Realism (judge)",
+    "deescalation": "De-escalation (judge)",
 }
-DIGITS = {"rouge_l": 2, "bleu_4": 2, "meteor": 2, "bertscore_f1": 3, "realism": 1}
+DIGITS = {"rouge_l": 2, "bleu_4": 2, "meteor": 2, "bertscore_f1": 3, "realism": 1, "deescalation": 1}
 TEST_NAMES = {"randomization": "randomization", "wilcoxon": "Wilcoxon", "t": "paired t"}
 SIGNIFICANT = 0.05
 NOT_KNOWN = "–"
@@ -55,6 +59,11 @@ def read_csv(uri: str, schema: pa.Schema) -> list[Row]:
 
 def known(value: Any) -> bool:
     return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def shown_metrics(summary: Sequence[Row]) -> list[str]:
+    """Metrics that any contestant has a mean of. Args: summary: rows of SUMMARY_TABLE, of one protocol."""
+    return [name for name in METRIC_NAMES if any(known(row[name]) for row in summary)]
 
 
 def number(value: float | None, digits: int, sign: bool = False) -> str:
@@ -216,6 +225,32 @@ def judged_rows(judged: Sequence[Row]) -> list[Row]:
     return found
 
 
+def preferred_rows(preferences: Sequence[Row]) -> list[Row]:
+    """A row for each pair that the judge compared, as texts."""
+    from deescal.evaluate.preferences import outcomes
+
+    rows = []
+    for of in outcomes(preferences):
+        rate = interval_text(100 * of["win_rate"], 100 * of["low"], 100 * of["high"], 1)
+        shown = {"rate": f"{rate} %" if known(of["win_rate"]) else f"none: {of['reason']}", "p": p_text(of["p_holm"])}
+        rows.append({**of, **shown})
+    return rows
+
+
+def calibration_rows(found: Sequence[Calibration]) -> list[Row]:
+    """The judge against people, as texts."""
+    what = {"realism": "rank replies alike (Spearman's rho)", "more_real": "prefer the same of two (Cohen's kappa)"}
+    return [
+        {
+            "what": what[of.question],
+            "n": of.n,
+            "value": number(of.value, 2) if known(of.value) else f"none: {of.reason}",
+            "agreed": f"{100 * of.agreed:.0f} %" if known(of.agreed) else NOT_KNOWN,
+        }
+        for of in found
+    ]
+
+
 def choose_examples(turns: pa.Table, metric: str, pair: tuple[str, str] | None, n: int) -> tuple[list[str], list[str]]:
     """Ids of the `n` items with the greatest and of the `n` with the least of a metric; the first ones never twice.
 
@@ -250,17 +285,53 @@ def example_cards(turns: pa.Table, items: Sequence[str], metrics: Sequence[str])
                 "model": row["model"],
                 "reply": row["reply"],
                 "error": row["error"],
-                "scores": ", ".join(
-                    f"{METRIC_NAMES[name]} {number(scale_of(name) * row[name], DIGITS[name])}"
-                    for name in metrics
-                    if name in row and known(row[name])
-                ),
+                "scores": scores_text(row, metrics),
             }
             for row in rows
         ]
         reference = rows[0]["reference"] if rows else ""
         cards.append({"item_id": item, "messages": messages, "reference": reference, "replies": replies})
     return cards
+
+
+def conversation_cards(turns: pa.Table, metrics: Sequence[str], n: int) -> list[Row]:
+    """Whole dialogues of the first `n` scenarios (ids are hashes, so of any), each contestant's with its first seed.
+
+    Args:
+        turns: of protocol interactive.
+    """
+    last: dict[str, dict[str, Row]] = defaultdict(dict)  # scenario -> contestant -> its last reply
+    for row in turns.to_pylist():
+        before = last[row["scenario_id"]].get(row["model"])
+        if row["seed"] == 0 and row["reply"] is not None and (before is None or row["turn_id"] > before["turn_id"]):
+            last[row["scenario_id"]][row["model"]] = row
+    return [
+        {
+            "scenario_id": scenario,
+            "conversations": [
+                {
+                    "model": model,
+                    "messages": [
+                        *(m for m in row["messages"] if m["role"] != "system"),
+                        {"role": "assistant", "content": row["reply"] or "(nothing)"},
+                    ],
+                    "scores": scores_text(row, metrics),
+                }
+                for model, row in sorted(of.items())
+            ],
+        }
+        for scenario, of in sorted(last.items())[:n]
+        if of
+    ]
+
+
+def scores_text(row: Row, metrics: Sequence[str]) -> str:
+    """'ROUGE-L 12.00, METEOR 8.10': what a reply has of these."""
+    return ", ".join(
+        f"{METRIC_NAMES[name]} {number(scale_of(name) * row[name], DIGITS[name])}"
+        for name in metrics
+        if name in row and known(row[name])
+    )
 
 
 def forest_rows(tests: Sequence[Row]) -> dict[str, list[Row]]:

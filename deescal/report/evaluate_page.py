@@ -24,6 +24,8 @@ from deescal.storage import exists, join, read_table, write_bytes
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+    from deescal.evaluate.calibration import Calibration
+
 _SHOWN_MESSAGES = 4  # of a prompt; the ones before can be unfolded
 PROTOCOLS = {
     "teacher_forced": ("Teacher-forced", "Each reply answers the conversation as it really was."),
@@ -32,27 +34,36 @@ PROTOCOLS = {
         "The model answers its own earlier replies, against the officer's lines as they really were; the officer does "
         "not react to what it says.",
     ),
+    "interactive": (
+        "Interactive",
+        "Each scenario begins as it really did; then the model talks with an officer whom another model plays.",
+    ),
 }
 
 
 def write_evaluate_page(run: Mapping[str, Any], out_uri: str) -> str:
     """Write `<out>/report.html` from the files of an evaluation and return its URI. Args: run: of run.json."""
     from deescal.evaluate import steps
-    from deescal.evaluate.judging import with_realism
-    from deescal.evaluate.ratings_of_run import read_outcomes
+    from deescal.evaluate.judging import with_judged
+    from deescal.evaluate.ratings_of_run import read_calibration, read_outcomes
     from deescal.evaluate.significance import SIGNIFICANCE
     from deescal.evaluate.summary import SUMMARY_TABLE
 
     turns = read_table(join(out_uri, steps.TURNS_FILE))
     judged_file = join(out_uri, steps.JUDGED_FILE)
-    judged = read_table(judged_file) if run["config"]["judge"]["model"] and exists(judged_file) else None
+    judge = run["config"]["judge"]
+    judged = read_table(judged_file) if judge["model"] and exists(judged_file) else None
+    compared = join(out_uri, steps.PREFERENCES_FILE)
+    has_compared = judged is not None and judge["pairwise"] and exists(compared)
     page = render_evaluate_page(
         run,
-        turns if judged is None else with_realism(turns, judged),
+        turns if judged is None else with_judged(turns, judged),
         findings.read_csv(join(out_uri, steps.SUMMARY_FILE), SUMMARY_TABLE),
         findings.read_csv(join(out_uri, steps.SIGNIFICANCE_FILE), SIGNIFICANCE),
         judged=judged.to_pylist() if judged is not None else [],
+        preferences=read_table(compared).to_pylist() if has_compared else [],
         humans=read_outcomes(out_uri),
+        calibration=read_calibration(out_uri) if judged is not None else [],
     )
     uri = join(out_uri, PAGE)
     write_bytes(uri, page.encode())
@@ -66,19 +77,22 @@ def render_evaluate_page(
     tests: Sequence[Row],
     *,
     judged: Sequence[Row] = (),
+    preferences: Sequence[Row] = (),
     humans: Sequence[Mapping[str, Any]] = (),
+    calibration: Sequence[Calibration] = (),
 ) -> str:
     """The page's HTML.
 
     Args:
         run: the content of run.json.
-        turns: SCORED_TURNS, with a column `realism` where there was a judge.
+        turns: SCORED_TURNS, with columns of RUBRICS where there was a judge.
         summary: rows of SUMMARY_TABLE.
         tests: rows of SIGNIFICANCE.
         judged: rows of JUDGED.
+        preferences: rows of PREFERENCES.
         humans: what packs came to, as `deescal.evaluate.ratings_of_run.read_outcomes` gives it.
+        calibration: the judge against people.
     """
-    metrics = [name for name in findings.METRIC_NAMES if name in run["metrics"]]
     models = {c["label"]: c["model"] for c in run["contestants"]}
     protocols = []
     for protocol in sorted({row["protocol"] for row in summary}, reverse=True):
@@ -88,13 +102,16 @@ def render_evaluate_page(
             row for row in tests if row["protocol"] == protocol and not {row["a"], row["b"]} & run["failed"].keys()
         ]
         heading, what = PROTOCOLS.get(protocol, (words(protocol).capitalize(), ""))
-        pair, best, worst = _examples(of, metrics, run)
+        metrics = findings.shown_metrics(mine)
+        talked = protocol == "interactive"  # each contestant had a conversation of its own
+        pair, best, worst = (None, [], []) if talked else _examples(of, metrics, run)
         protocols.append(
             {
                 "name": protocol,
                 "heading": heading,
                 "what": what,
                 "first": mine[0],
+                "metrics": metrics,
                 "lines": findings.paper_lines(mine, run["tuned"], metrics, models),
                 "more": findings.more_measures(mine),
                 "tests": _by_pair(compared),
@@ -105,6 +122,7 @@ def render_evaluate_page(
                 "example_pair": pair,
                 "best": best,
                 "worst": worst,
+                "talks": findings.conversation_cards(of, metrics, run["config"]["examples"]) if talked else [],
             }
         )
     environment = template_environment()
@@ -117,13 +135,14 @@ def render_evaluate_page(
     )
     return environment.get_template("evaluate.html.jinja").render(
         run=run,
-        metrics=metrics,
         metric_names=findings.METRIC_NAMES,
         test_names=findings.TEST_NAMES,
         protocols=protocols,
         n_errors=sum(row["n_errors"] for row in summary),
         published=findings.all_published(),
         judged=findings.judged_rows(judged),
+        preferred=findings.preferred_rows(preferences),
+        calibration=findings.calibration_rows(calibration),
         humans=[human_tables(outcome) for outcome in humans],
         started=moment(run.get("started_at")),
         made=made_of(run),

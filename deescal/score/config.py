@@ -16,8 +16,8 @@ from deescal.judge.features import JudgeConfig
 from deescal.serve.adapters import Adapter, parse_adapter
 from deescal.serve.client import KEY_ENV
 
-TaskName = Literal["replies", "features", "realism", "deescalation"]
-TASKS: tuple[TaskName, ...] = ("replies", "features", "realism", "deescalation")
+TaskName = Literal["replies", "features", "realism", "deescalation", "pairwise"]
+TASKS: tuple[TaskName, ...] = ("replies", "features", "realism", "deescalation", "pairwise")
 Split = Literal["train", "validation", "test"]
 
 

@@ -71,7 +71,7 @@ def score(
     Args:
         data: see `read_inputs`.
         out: folder of the run, local or s3://.
-        task: replies, features, realism or deescalation.
+        task: see `deescal.score.config.TASKS`.
         models: see `parse_models`; of an endpoint, names that it serves.
         endpoint: URL of a running API in place of an engine of our own.
         retry_failed: ask again what has an error.

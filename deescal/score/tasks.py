@@ -17,6 +17,8 @@ from deescal.dataset.chat import Message
 from deescal.errors import UserError
 from deescal.judge.deescalation import DEESCALATION_VERSION, deescalation_messages, deescalation_verdict
 from deescal.judge.deescalation import SCHEMA as DEESCALATION_SCHEMA
+from deescal.judge.pairwise import PAIRWISE_VERSION, choice, pairwise_messages
+from deescal.judge.pairwise import SCHEMA as PAIRWISE_SCHEMA
 from deescal.judge.prompts import PROMPT_VERSION
 from deescal.judge.realism import REALISM_VERSION, realism_messages, realism_verdict
 from deescal.judge.realism import SCHEMA as REALISM_SCHEMA
@@ -113,6 +115,25 @@ def read_realism(output: str, row: Row, room: Room) -> Row:
     return _verdict_columns(realism_verdict(output, row["reply"]))
 
 
+def ask_pairwise(row: Row, room: Room) -> Row:
+    """Which of two replies to `messages` is more real, in this order; to be asked in both."""
+    messages = checked_messages(row["messages"])
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if row["first"] is None or row["second"] is None:
+        raise RowError("first or second: null")
+    scene = scene_of(row)
+
+    def ask(history: Sequence[Turn]) -> list[Message]:
+        return pairwise_messages(*scene, history, row["first"], row["second"])
+
+    return {"messages": _fitted(messages, ask, room)[0], "json_schema": json.dumps(PAIRWISE_SCHEMA)}
+
+
+def read_pairwise(output: str, row: Row, room: Room) -> Row:
+    return choice(output)
+
+
 def ask_deescalation(row: Row, room: Room) -> Row:
     """A judge's opinion of the whole dialogue."""
     return {"messages": _deescalation(row, room)[0], "json_schema": json.dumps(DEESCALATION_SCHEMA)}
@@ -196,7 +217,16 @@ REALISM = Task("realism", ("messages", "reply"), 512, ask_realism, read_realism,
 DEESCALATION = Task(
     "deescalation", ("messages",), 256, ask_deescalation, read_deescalation, _JUDGED, DEESCALATION_VERSION
 )
-_ALL = (REPLIES, FEATURES, REALISM, DEESCALATION)
+PAIRWISE = Task(
+    "pairwise",
+    ("messages", "first", "second"),
+    128,
+    ask_pairwise,
+    read_pairwise,
+    pa.schema({"better": pa.string(), "because": pa.string(), "unread": pa.string()}),  # better: first, second, tie
+    PAIRWISE_VERSION,
+)
+_ALL = (REPLIES, FEATURES, REALISM, DEESCALATION, PAIRWISE)
 
 
 def find_task(name: str) -> Task:

@@ -126,6 +126,8 @@ def _turn(rng: random.Random, protocol: str, scenario: str, number: int, model: 
     if model == "some-large-model" and rng.random() < 0.03:
         return {**row, "error": f"HTTP 429: rate limit, try again in {rng.randint(1, 60)} s", "finish_reason": None}
     reply = rng.choice(TUNED if "tuned" in model else BASE)
+    if protocol == "interactive":
+        return {**row, "reference": None, "reply": reply}
     scores = {name: min(max(rng.gauss(skill, 0.09), 0.0), 1.0) for name in SCORES}
     return {**row, **scores, "bleu_4": scores["bleu_4"] / 6, "rouge_l_stem": scores["rouge_l"], "reply": reply}
 

@@ -37,10 +37,13 @@ QUICK = ["metrics.metrics=[rouge_l, bleu_4]", "metrics.workers=1", "test.n_resam
 
 
 class Api(FakeServer):
-    """`good` repeats the officer's last word as the tiny dataset's civilians do, `bad` never does, `judge` judges."""
+    """`good` repeats the officer's last word as the tiny dataset's civilians do, `bad` never does, `judge` judges.
+
+    `officer` says how often the civilian has spoken.
+    """
 
     def __init__(self) -> None:
-        super().__init__(then=self.answer, models=("good", "bad", "judge"))
+        super().__init__(then=self.answer, models=("good", "bad", "judge", "officer"))
         self.refused: set[str] = set()  # last messages
         self.slow = ""  # model that takes its time
         self.broken = False  # the judge is
@@ -49,7 +52,12 @@ class Api(FakeServer):
         said = fields["messages"][-1]["content"]
         time.sleep(0.1 if fields["model"] == self.slow else 0)
         if fields["model"] == "judge":
-            act = fail(500, "no") if self.broken else reply(FLAWLESS)
+            pair = "<second>" in said  # of the two replies, the one that repeats a word is the more real
+            first = "know" not in said.partition("<second>")[0].partition("<first>")[2]
+            answer = json.dumps({"because": "", "better": "first" if first else "second"}) if pair else FLAWLESS
+            act = fail(500, "no") if self.broken else reply(answer)
+        elif fields["model"] == "officer":
+            act = reply(f"Officer: line {sum(m['role'] == 'user' for m in fields['messages'])}")
         elif said in self.refused:
             act = fail(400, "too long")
         else:
@@ -490,6 +498,64 @@ def test_rollouts_are_rows_of_their_own_and_are_taken_up_again(tmp_path: Path, d
     assert len(api.asked("good")) + len(api.asked("bad")) == n_asked + n_lost
     assert len(api.asked("judge")) == n_judged
     assert tables(out) == before
+
+
+def test_conversations_are_played_judged_and_taken_up_again(tmp_path: Path, data: str, api: Api) -> None:
+    out = tmp_path / "out"
+    talk = (
+        *("protocols=[teacher_forced, interactive]", "officer.model=officer", f"officer.endpoint={api.url}"),
+        *("officer.n_turns=3", "judge.model=judge", f"judge.endpoint={api.url}", "judge.n_items=2"),
+    )
+    ended = compare(data, out, api, *talk)
+    rows = [r for r in turns_of(out) if r["protocol"] == "interactive"]
+    scenarios = {i["scenario_id"] for i in pq.read_table(out / "items.parquet").to_pylist()}
+    assert len(rows) == len({(r["item_id"], r["model"]) for r in rows}) == 3 * 2 * len(scenarios)
+    for row in rows:
+        assert (row["reference"], row["rouge_l"]) == (None, None)
+        assert row["messages"][-1]["content"] == f"line {row['turn_id'] + 1}" or row["turn_id"] == 0
+    assert {r["reply"] for r in rows if r["model"] == "good" and r["turn_id"] == 2} == {"3 3 3"}
+    whole = [r for r in pq.read_table(out / "judged.parquet").to_pylist() if r["rubric"] == "deescalation"]
+    assert {(r["protocol"], r["contestant"]) for r in whole} == {("interactive", m) for m in ("good", "bad")}
+    metrics = {(r["protocol"], r["metric"]) for r in read_csv(str(out / "significance.csv"), SIGNIFICANCE)}
+    assert ("teacher_forced", "rouge_l") in metrics
+    assert ("interactive", "rouge_l") not in metrics
+    assert ("interactive", "realism") in metrics
+    assert ended.run["errors"] == {}
+
+    before, n_asked = tables(out), len(api.seen)
+    folder = next((out / "interactive").iterdir())
+    for place in folder.iterdir():
+        (place / "turns.parquet").unlink()
+    part = next(next(folder.iterdir()).joinpath("parts").iterdir())
+    n_lost = pq.read_table(part).num_rows
+    part.unlink()
+    compare(data, out, api, *talk)
+    assert len(api.seen) == n_asked + n_lost
+    assert tables(out) == before
+    compare(data, out, api, *talk, "officer.n_turns=2")
+    assert len(list((out / "interactive").iterdir())) == 2
+
+
+def test_conversations_need_an_officer_that_is_there(tmp_path: Path, data: str, api: Api) -> None:
+    with pytest.raises(UserError, match=r"interactive needs officer\.model"):
+        config("protocols=[interactive]")
+    talk = ("protocols=[interactive]", f"officer.endpoint={api.url}", "officer.model=nobody")
+    with pytest.raises(UserError, match="nobody"):
+        compare(data, tmp_path / "out", api, *talk)
+    assert not api.seen
+
+
+def test_the_judge_compares_pairs_in_both_orders(tmp_path: Path, data: str, api: Api) -> None:
+    out = tmp_path / "out"
+    judge = ("judge.model=judge", f"judge.endpoint={api.url}", "judge.n_items=4", "judge.pairwise=true")
+    compare(data, out, api, *judge)
+    rows = pq.read_table(out / "preferences.parquet").to_pylist()
+    assert len(rows) == 4
+    # Labels are (bad, good) in the order of `pairs_to_compare`: the later against the earlier.
+    assert {(r["a"], r["b"], r["winner"], r["agreed"]) for r in rows} == {("bad", "good", "b", True)}
+    n_asked = len(api.asked("judge"))
+    compare(data, out, api, *judge)
+    assert len(api.asked("judge")) == n_asked
 
 
 def test_bad_data_is_refused_before_anything_is_asked(tmp_path: Path, data: str, api: Api) -> None:

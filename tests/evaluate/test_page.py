@@ -11,7 +11,9 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
+from deescal.evaluate.calibration import Calibration
 from deescal.evaluate.metrics import MetricsConfig
+from deescal.evaluate.preferences import PREFERENCES
 from deescal.evaluate.published import PUBLISHED, published_of
 from deescal.evaluate.significance import SIGNIFICANCE, means_table
 from deescal.evaluate.summary import SUMMARY_TABLE, arrow, csv_text, seconds_a_turn, summary_table
@@ -31,7 +33,7 @@ from deescal.schema import Row, to_table
 from deescal.storage import write_bytes
 from tests.browser import opened
 
-from .made_up import MadeUp, make
+from .made_up import OFFICER, MadeUp, make
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>$\\frac{$"
 HUMANS = {
@@ -82,6 +84,34 @@ def test_the_papers_table_has_our_numbers_beside_the_published(made: MadeUp, pag
     assert beside.startswith("Qwen2.5-3B-Instruct, as published 11.2 → 15.8 0.9 → 3.8 15.7 → 19.5")
     assert sum(row.startswith("some-large-model ") and " realism " not in row for row in rows) == 1
     assert sum(", as published" in row for row in rows) == 1
+
+
+def test_conversations_are_shown_whole_and_without_overlap_scores() -> None:
+    made = make(n_scenarios=3, n_turns=3, protocols=("interactive", "teacher_forced"), judged=False)
+    found = render(made)
+    start = found.index('id="interactive"')
+    section = found[start : found.index("</section>", start)]
+    assert "Conversations" in section
+    assert "ROUGE-L, BLEU-4 and METEOR are" not in section
+    table = next(row for row in rows_of(section) if row.startswith("Base"))
+    assert "ROUGE-L" not in table
+    for text in (OFFICER[0], OFFICER[2], "Really said"):
+        assert (text in section) == (text != "Really said")
+    assert "ROUGE-L" in found
+
+
+def test_choices_of_the_judge_and_its_worth_are_tables(made: MadeUp) -> None:
+    row: Row = dict.fromkeys(PREFERENCES.names)
+    row |= {"a": "x", "b": "y", "seed": 0, "agreed": True}
+    chosen = [{**row, "item_id": f"i{n}", "scenario_id": f"i{n}", "winner": "a" if n else "b"} for n in range(9)]
+    worth = [
+        Calibration("realism", 40, 0.613, math.nan),
+        Calibration("more_real", 2, math.nan, 1.0, "all decisions are the same"),
+    ]
+    rows = rows_of(render(made, preferences=chosen, calibration=worth))
+    assert any(r.startswith("x against y 8, 0, 1 88.9") and r.endswith("9 of 9 0 0 0") for r in rows)
+    assert "rank replies alike (Spearman&#39;s rho) 0.61 – 40" in rows
+    assert "prefer the same of two (Cohen&#39;s kappa) none: all decisions are the same 100 % 2" in rows
 
 
 def test_rollouts_are_not_beside_published_numbers() -> None:
@@ -212,7 +242,7 @@ def test_tables_come_back_from_csv_as_they_were(made: MadeUp, tmp_path: Path) ->
 
 def test_the_terminals_table_is_the_papers(made: MadeUp) -> None:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(paper_table("teacher_forced", made.summary, made.run["pairs"], made.run["metrics"]))
+    console.print(paper_table("teacher_forced", made.summary, made.run["pairs"]))
     text = console.export_text()
     base, tuned = (next(r for r in made.summary if r["model"] == m) for m in ("smollm2-135m", "smollm2-135m:tuned"))
     assert f"{base['rouge_l']:.2f} -> {tuned['rouge_l']:.2f}" in text

@@ -19,7 +19,7 @@ from deescal.errors import UserError
 from deescal.judge import deescalation, pairwise, realism
 from deescal.judge.deescalation import OUTCOMES, base_score, deescalation_messages, deescalation_verdict
 from deescal.judge.independence import base_of, check_judge
-from deescal.judge.pairwise import pairwise_messages, pairwise_verdict
+from deescal.judge.pairwise import Preference, choice, pairwise_messages, prefer
 from deescal.judge.realism import realism_band, realism_messages, realism_verdict
 from deescal.judge.scene import numbered
 from deescal.judge.verdict import EVIDENCE_CHARS, VERDICT, Verdict, combine, quotes
@@ -259,14 +259,18 @@ def test_an_answer_that_cannot_be_read_has_no_score_and_one_line_that_quotes_not
         assert "secret" not in found.error
         assert len(found.error) < 200
         pa.array([asdict(found)], VERDICT)
-    assert pairwise_verdict(answer, '{"because": "", "better": "first"}').winner is None
+    assert both_orders(answer, '{"because": "", "better": "first"}').winner is None
 
 
 @given(st.text())
 def test_no_text_raises(answer: str) -> None:
     assert realism_verdict(answer, REPLY).score is None
     assert deescalation_verdict(answer, HISTORY).score is None
-    assert pairwise_verdict(answer, answer).winner is None
+    assert both_orders(answer, answer).winner is None
+
+
+def both_orders(ab: str, ba: str) -> Preference:
+    return prefer(choice(ab), choice(ba))
 
 
 # --- pairs ----------------------------------------------------------------------------------------------------
@@ -286,14 +290,14 @@ def test_no_text_raises(answer: str) -> None:
 )
 def test_a_reply_wins_only_in_both_orders(ab: str, ba: str, winner: str, agreed: bool, bias: str | None) -> None:
     answers = [json.dumps({"because": f"in order {i}", "better": better}) for i, better in enumerate((ab, ba))]
-    found = pairwise_verdict(*answers)
+    found = both_orders(*answers)
     assert (found.winner, found.agreed, found.order_bias, found.error) == (winner, agreed, bias, None)
     assert found.because == ("in order 0", "in order 1")
 
 
 @given(allowed(pairwise.SCHEMA), allowed(pairwise.SCHEMA))
 def test_swapping_the_replies_swaps_the_winner(ab: dict[str, Any], ba: dict[str, Any]) -> None:
-    found, swapped = (pairwise_verdict(*map(json.dumps, pair)) for pair in ((ab, ba), (ba, ab)))
+    found, swapped = (both_orders(*map(json.dumps, pair)) for pair in ((ab, ba), (ba, ab)))
     assert swapped.winner == {"a": "b", "b": "a", "tie": "tie"}[str(found.winner)]
     assert swapped.order_bias == found.order_bias
 

@@ -114,6 +114,24 @@ def test_layers_that_do_not_tell_attention_where_examples_end_are_refused() -> N
         check_apart(model, range(3, 20))
 
 
+def test_a_difference_that_does_not_come_again_is_no_leak(models: tuple[Any, Any]) -> None:
+    import torch
+
+    model = models[0]
+    model.config.use_cache = False
+    calls = []
+
+    def once(module: Any, args: Any, output: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            output.logits += torch.randn_like(output.logits)
+
+    hook = model.register_forward_hook(once)
+    check_apart(model, range(3, 20))
+    hook.remove()
+    assert len(calls) == 4
+
+
 def test_padding_on_the_left_is_refused() -> None:
     import torch
 

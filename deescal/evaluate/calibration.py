@@ -1,0 +1,101 @@
+"""What a judge's scores are worth: beside the ratings that people gave the same replies."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from deescal.schema import Row
+
+MIN_REPLIES = 3  # of a rank correlation; with two it is 1 or -1
+Key = tuple[str, str, str, int | None]  # protocol, item, model, seed
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A judge against people, on what both judged."""
+
+    question: str  # realism: Spearman's rank correlation; more_real: Cohen's kappa
+    n: int  # replies, or pairs of them
+    value: float
+    agreed: float  # more_real: share of pairs on which both say the same, 0..1; else NaN
+    reason: str = ""  # why `value` is NaN
+
+
+def calibrate(judged: Sequence[Row], preferences: Sequence[Row], ratings: Sequence[Row]) -> list[Calibration]:
+    """How far the judge ranks replies, and decides between two, as people do.
+
+    Args:
+        judged: rows of `deescal.evaluate.judging.JUDGED`.
+        preferences: rows of `deescal.evaluate.preferences.PREFERENCES`.
+        ratings: rows of `deescal.evaluate.humans.ratings.RATINGS`, of any packs; those not counted are left out.
+    """
+    counted = [row for row in ratings if row["counted"]]
+    found = []
+    if people := _means((_key(r), r["value"]) for r in counted if r["question"] == "realism"):
+        scores = {
+            (r["protocol"], r["item_id"], r["contestant"], r["seed"]): r["score"]
+            for r in judged
+            if r["rubric"] == "realism" and r["score"] is not None
+        }
+        both = sorted(people.keys() & scores.keys(), key=str)
+        found.append(_ranks([people[key] for key in both], [scores[key] for key in both]))
+    if pairs := _means((_pair(r), _value(r)) for r in counted if r["question"] == "more_real"):
+        worth = {"a": 1.0, "b": 0.0, "tie": 0.5}
+        decided = _means(_judged_pair(r, worth[r["winner"]]) for r in preferences if r["winner"])
+        common = sorted(pairs.keys() & decided.keys(), key=str)
+        found.append(_decisions([pairs[key] for key in common], [decided[key] for key in common]))
+    return found
+
+
+def _key(row: Row) -> Key:
+    return row["protocol"], row["item_id"], row["model"], row["seed"]
+
+
+def _pair(row: Row) -> tuple[object, ...]:
+    return row["item_id"], *sorted([(row["model"], row["seed"]), (row["model_b"], row["seed_b"])], key=str)
+
+
+def _value(row: Row) -> float:
+    """1 where the first of `_pair` is more real."""
+    return float(row["value"] if row["model"] <= row["model_b"] else 1 - row["value"])
+
+
+def _judged_pair(row: Row, value: float) -> tuple[tuple[object, ...], float]:
+    key = (row["item_id"], *sorted([(row["a"], row["seed"]), (row["b"], row["seed"])], key=str))
+    return key, value if row["a"] <= row["b"] else 1 - value
+
+
+def _means(values: Iterable[tuple[tuple, float]]) -> dict[tuple, float]:
+    groups: dict[tuple, list[float]] = defaultdict(list)
+    for key, value in values:
+        groups[key].append(value)
+    return {key: sum(of) / len(of) for key, of in groups.items()}
+
+
+def _ranks(people: Sequence[float], judge: Sequence[float]) -> Calibration:
+    from scipy.stats import spearmanr
+
+    reason = ""
+    if len(people) < MIN_REPLIES:
+        reason = f"{len(people)} replies have both, at least {MIN_REPLIES} are needed"
+    elif len(set(people)) == 1 or len(set(judge)) == 1:
+        reason = f"{'people' if len(set(people)) == 1 else 'the judge'} gave all the same"
+    value = math.nan if reason else float(spearmanr(people, judge).statistic)
+    return Calibration("realism", len(people), value, math.nan, reason)
+
+
+def _decisions(people: Sequence[float], judge: Sequence[float]) -> Calibration:
+    """Majorities; a split is a tie."""
+    from statsmodels.stats.inter_rater import cohens_kappa, to_table
+
+    theirs, its = ([(x > 0.5) - (x < 0.5) for x in of] for of in (people, judge))
+    if not theirs:
+        return Calibration("more_real", 0, math.nan, math.nan, "no pair was judged by both")
+    agreed = sum(a == b for a, b in zip(theirs, its, strict=True)) / len(theirs)
+    if len({*theirs, *its}) == 1:
+        return Calibration("more_real", len(theirs), math.nan, agreed, "all decisions are the same")
+    counts, _ = to_table(list(zip(theirs, its, strict=True)), bins=[-1.5, -0.5, 0.5, 1.5])
+    return Calibration("more_real", len(theirs), float(cohens_kappa(counts).kappa), agreed)

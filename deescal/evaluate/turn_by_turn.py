@@ -1,0 +1,135 @@
+"""The protocols in which a prompt holds earlier replies: rollouts and conversations, a pass of contestants at a time.
+
+<folder>/parts/          ANSWERS as they come, of the officer simulator, too
+<folder>/turns.parquet   TURNS, once all is answered
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import pyarrow as pa
+
+from deescal.evaluate.config import EvaluateConfig
+from deescal.evaluate.contestants import Contestant, Pass, with_key
+from deescal.evaluate.interactive import conversation_items, conversations, converse
+from deescal.evaluate.rollout import Ask, dialogues, play
+from deescal.evaluate.rows import TURNS
+from deescal.schema import Row, to_table
+from deescal.score.config import SamplingConfig, ScoreConfig
+from deescal.score.job import Watch
+from deescal.score.store import read_answers, write_part
+from deescal.score.tables import ANSWERS, pending
+from deescal.score.tasks import REPLIES
+from deescal.storage import exists, join, write_table
+
+TURNS_FILE = "turns.parquet"
+
+
+@dataclass
+class Asked:
+    """A model that is asked again and again: its engine or endpoint is opened when the first request has no answer."""
+
+    model: str
+    contestants: Sequence[Contestant]  # for their adapters; the officer has none
+    endpoint: str | None
+    config: ScoreConfig
+    engine: str  # import path
+    stack: ExitStack  # keeps it open
+    _ask: Ask | None = field(default=None, init=False)
+
+    def answer(self, requests: Sequence[Row], folder: str) -> Mapping[str, Row]:
+        """Answers, stored in `folder`."""
+        if self._ask is None:
+            self._ask = self.stack.enter_context(self._open(folder))
+        return self._ask(requests)
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        sampling = self.config.sampling
+        return sampling.model_copy(update={"max_tokens": sampling.max_tokens or REPLIES.answer_tokens})
+
+    @contextmanager
+    def _open(self, folder: str) -> Iterator[Ask]:
+        if (url := self.endpoint) is not None:
+            from deescal.score.online import ask_online
+
+            def ask_endpoint(requests: Sequence[Row]) -> Mapping[str, Row]:
+                found: list[Row] = []
+                ask_online(requests, folder, url, self.sampling, self.config.online, partial(_keep, found))
+                return {row["request_id"]: row for row in found}
+
+            yield ask_endpoint
+            return
+        from deescal.evaluate.rollout_engine import engines
+
+        llm = self.config.llm.model_copy(update={"model": self.model})
+        settings = self.config.model_copy(update={"llm": llm})
+        with engines(self.engine, settings, self.sampling, self.contestants) as ask:
+
+            def ask_engines(requests: Sequence[Row]) -> Mapping[str, Row]:
+                answers = ask(requests)
+                write_part(folder, to_table([answers[r["request_id"]] for r in requests], ANSWERS))
+                return answers
+
+            yield ask_engines
+
+
+def roll(
+    items: pa.Table, folder: str, together: Pass, config: EvaluateConfig, watch: Watch, retry_failed: bool
+) -> None:
+    """Rollouts of one pass; answers that are stored are taken up again, turn by turn."""
+    if exists(join(folder, TURNS_FILE)) and not retry_failed:
+        return
+    known = read_answers(folder)
+    waiting = dialogues(items.to_pylist(), together.contestants, config.samples("rollout"))
+    watch.begin(sum(len(d.items) for d in waiting), len(known))
+    with ExitStack() as stack:
+        asked = _contestants(together, config, stack)
+        turns = play(waiting, partial(_resumed, asked, folder, known, retry_failed, watch))
+    write_table(join(folder, TURNS_FILE), to_table(turns, TURNS))
+
+
+def talk(
+    items: pa.Table, folder: str, together: Pass, config: EvaluateConfig, watch: Watch, retry_failed: bool
+) -> None:
+    """Conversations of one pass with the officer simulator; what is stored is taken up again."""
+    if exists(join(folder, TURNS_FILE)) and not retry_failed:
+        return
+    officer = config.officer
+    assert officer.model is not None
+    known = read_answers(folder)
+    rows = conversation_items(items, officer.n_turns).to_pylist()
+    waiting = conversations(rows, together.contestants, config.samples("interactive"))
+    watch.begin(sum(2 * len(c.items) - 1 for c in waiting), len(known))  # the officer's lines are answers, too
+    with ExitStack() as stack:
+        settings = with_key(officer.score, officer.endpoint, config.keys)
+        simulator = Asked(officer.model, (), officer.endpoint, settings, config.rollout_engine, stack)
+        ask, ask_officer = (
+            partial(_resumed, of, folder, known, retry_failed, watch)
+            for of in (_contestants(together, config, stack), simulator)
+        )
+        turns = converse(waiting, ask, officer.model, ask_officer)
+    write_table(join(folder, TURNS_FILE), to_table(turns, TURNS))
+
+
+def _contestants(together: Pass, config: EvaluateConfig, stack: ExitStack) -> Asked:
+    model = together.contestants[0].model
+    return Asked(model, together.contestants, together.endpoint, config.generate, config.rollout_engine, stack)
+
+
+def _resumed(
+    asked: Asked, folder: str, known: dict[str, Row], retry_failed: bool, watch: Watch, requests: Sequence[Row]
+) -> Mapping[str, Row]:
+    """Answers to requests, and to all before; only what is not known is asked."""
+    if todo := list(pending(requests, known, retry_failed)):
+        known.update(asked.answer(todo, folder))
+        watch.answers(to_table([known[r["request_id"]] for r in todo], ANSWERS))
+    return known
+
+
+def _keep(found: list[Row], answers: pa.Table) -> None:
+    found += answers.to_pylist()
