@@ -14,6 +14,7 @@ from deescal.evaluate.metrics import MetricsConfig
 from deescal.score.config import SamplingConfig, ScoreConfig
 
 ProtocolName = Literal["teacher_forced", "rollout", "interactive"]
+PROTOCOLS: tuple[ProtocolName, ...] = ("teacher_forced", "rollout", "interactive")
 StepName = Literal["generate", "score", "judge", "test", "report"]
 STEPS: tuple[StepName, ...] = ("generate", "score", "judge", "test", "report")
 
@@ -69,7 +70,7 @@ class EvaluateConfig(Config):
     @classmethod
     def _some(cls, protocols: tuple[ProtocolName, ...]) -> tuple[ProtocolName, ...]:
         if not protocols or len(set(protocols)) < len(protocols):
-            raise ValueError("expected some of teacher_forced, rollout, interactive, each once")
+            raise ValueError(f"expected some of {', '.join(PROTOCOLS)}, each once")
         return protocols
 
     @model_validator(mode="after")

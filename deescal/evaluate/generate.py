@@ -15,18 +15,17 @@ import pyarrow as pa
 
 from deescal.config import fingerprint
 from deescal.errors import UserError, one_line
-from deescal.evaluate.config import EvaluateConfig, ProtocolName
+from deescal.evaluate.config import PROTOCOLS, EvaluateConfig, ProtocolName
 from deescal.evaluate.contestants import Contestant, Pass, check_contestant, passes, with_key
 from deescal.evaluate.interactive import OFFICER_VERSION
 from deescal.evaluate.rows import TURNS, to_turns, with_labels
-from deescal.evaluate.turn_by_turn import TURNS_FILE, roll, talk
+from deescal.evaluate.turn_by_turn import TURNS_FILE, roll, speakers, talk
 from deescal.models import identity
 from deescal.score import job as scoring
 from deescal.score.source import SCORES_FILE
 from deescal.storage import exists, join, read_table
 
 ITEMS_FILE = "items.parquet"
-TURN_BY_TURN = {"rollout": roll, "interactive": talk}
 
 
 class Replies(TypedDict):
@@ -107,7 +106,8 @@ def _places(together: Pass, config: EvaluateConfig) -> list[Replies]:
     """Where the replies of a pass are, or will be."""
     return [
         {"protocol": protocol, "folder": f"{_top(protocol, config)}/{together.folder()}", "labels": together.labels}
-        for protocol in config.protocols
+        for protocol in PROTOCOLS  # the one that loads an engine of its own before those that keep one loaded
+        if protocol in config.protocols
     ]
 
 
@@ -136,22 +136,25 @@ def _ask_pass(
 ) -> list[Replies]:
     places = _places(together, config)
     config = config.model_copy(update={"generate": with_key(config.generate, together.endpoint, config.keys)})
-    items = read_table(join(out, ITEMS_FILE))
-    for place in places:
-        folder = join(out, place["folder"])
-        if (by_turn := TURN_BY_TURN.get(place["protocol"])) is not None:
-            by_turn(items, folder, together, config, watch, retry_failed)
-            continue
-        scoring.score(
-            join(out, ITEMS_FILE),
-            folder,
-            "replies",
-            [c.option for c in together.contestants],
-            config.generate,
-            endpoint=together.endpoint,
-            retry_failed=retry_failed,
-            watch=watch,
-        )
+    with speakers(together, config) as (model, officer):
+        for place in places:
+            folder, items = join(out, place["folder"]), join(out, ITEMS_FILE)
+            if place["protocol"] == "teacher_forced":
+                scoring.score(
+                    items,
+                    folder,
+                    "replies",
+                    [c.option for c in together.contestants],
+                    config.generate,
+                    endpoint=together.endpoint,
+                    retry_failed=retry_failed,
+                    watch=watch,
+                )
+            elif place["protocol"] == "rollout":
+                roll(read_table(items), folder, model, config, watch, retry_failed)
+            else:
+                assert officer is not None
+                talk(read_table(items), folder, model, officer, config, watch, retry_failed)
     return places
 
 
@@ -160,10 +163,10 @@ def read_turns(out: str, generated: Generated) -> pa.Table:
     tables = []
     for file in generated.files:
         folder = join(out, file["folder"])
-        if file["protocol"] in TURN_BY_TURN:
-            tables.append(with_labels(read_table(join(folder, TURNS_FILE)).cast(TURNS), file["labels"]))
-        else:
+        if file["protocol"] == "teacher_forced":
             tables.append(to_turns(read_table(join(folder, SCORES_FILE)), file["protocol"], file["labels"]))
+        else:
+            tables.append(with_labels(read_table(join(folder, TURNS_FILE)).cast(TURNS), file["labels"]))
     return pa.concat_tables(tables)
 
 

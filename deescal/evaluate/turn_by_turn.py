@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +16,7 @@ import pyarrow as pa
 from deescal.evaluate.config import EvaluateConfig
 from deescal.evaluate.contestants import Contestant, Pass, with_key
 from deescal.evaluate.interactive import conversation_items, conversations, converse
-from deescal.evaluate.rollout import Ask, dialogues, play
+from deescal.evaluate.rollout import dialogues, play
 from deescal.evaluate.rows import TURNS
 from deescal.schema import Row, to_table
 from deescal.score.config import SamplingConfig, ScoreConfig
@@ -29,6 +29,9 @@ from deescal.storage import exists, join, write_table
 TURNS_FILE = "turns.parquet"
 
 
+AskInto = Callable[[Sequence[Row], str], Mapping[str, Row]]  # REQUESTS, folder of their answers -> as `Ask`
+
+
 @dataclass
 class Asked:
     """A model that is asked again and again: its engine or endpoint is opened when the first request has no answer."""
@@ -39,13 +42,13 @@ class Asked:
     config: ScoreConfig
     engine: str  # import path
     stack: ExitStack  # keeps it open
-    _ask: Ask | None = field(default=None, init=False)
+    _ask: AskInto | None = field(default=None, init=False)
 
     def answer(self, requests: Sequence[Row], folder: str) -> Mapping[str, Row]:
         """Answers, stored in `folder`."""
         if self._ask is None:
-            self._ask = self.stack.enter_context(self._open(folder))
-        return self._ask(requests)
+            self._ask = self.stack.enter_context(self._open())
+        return self._ask(requests, folder)
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -53,11 +56,11 @@ class Asked:
         return sampling.model_copy(update={"max_tokens": sampling.max_tokens or REPLIES.answer_tokens})
 
     @contextmanager
-    def _open(self, folder: str) -> Iterator[Ask]:
+    def _open(self) -> Iterator[AskInto]:
         if (url := self.endpoint) is not None:
             from deescal.score.online import ask_online
 
-            def ask_endpoint(requests: Sequence[Row]) -> Mapping[str, Row]:
+            def ask_endpoint(requests: Sequence[Row], folder: str) -> Mapping[str, Row]:
                 found: list[Row] = []
                 ask_online(requests, folder, url, self.sampling, self.config.online, partial(_keep, found))
                 return {row["request_id"]: row for row in found}
@@ -70,7 +73,7 @@ class Asked:
         settings = self.config.model_copy(update={"llm": llm})
         with engines(self.engine, settings, self.sampling, self.contestants) as ask:
 
-            def ask_engines(requests: Sequence[Row]) -> Mapping[str, Row]:
+            def ask_engines(requests: Sequence[Row], folder: str) -> Mapping[str, Row]:
                 answers = ask(requests)
                 write_part(folder, to_table([answers[r["request_id"]] for r in requests], ANSWERS))
                 return answers
@@ -78,47 +81,53 @@ class Asked:
             yield ask_engines
 
 
-def roll(
-    items: pa.Table, folder: str, together: Pass, config: EvaluateConfig, watch: Watch, retry_failed: bool
-) -> None:
-    """Rollouts of one pass; answers that are stored are taken up again, turn by turn."""
+@contextmanager
+def speakers(together: Pass, config: EvaluateConfig) -> Iterator[tuple[Asked, Asked | None]]:
+    """The contestants of a pass, and the officer simulator where there is one, both not loaded yet."""
+    with ExitStack() as stack:
+        first, officer, engine = together.contestants[0], config.officer, config.rollout_engine
+        model = Asked(first.model, together.contestants, first.endpoint, config.generate, engine, stack)
+        simulator = None
+        if officer.model is not None:
+            settings = with_key(officer.score, officer.endpoint, config.keys)
+            simulator = Asked(officer.model, (), officer.endpoint, settings, engine, stack)
+        yield model, simulator
+
+
+def roll(items: pa.Table, folder: str, model: Asked, config: EvaluateConfig, watch: Watch, retry_failed: bool) -> None:
+    """Rollouts of one pass; answers that are stored are taken up again, turn by turn.
+
+    Args:
+        items: ITEMS of the test split.
+    """
     if exists(join(folder, TURNS_FILE)) and not retry_failed:
         return
     known = read_answers(folder)
-    waiting = dialogues(items.to_pylist(), together.contestants, config.samples("rollout"))
+    waiting = dialogues(items.to_pylist(), model.contestants, config.samples("rollout"))
     watch.begin(sum(len(d.items) for d in waiting), len(known))
-    with ExitStack() as stack:
-        asked = _contestants(together, config, stack)
-        turns = play(waiting, partial(_resumed, asked, folder, known, retry_failed, watch))
+    turns = play(waiting, partial(_resumed, model, folder, known, retry_failed, watch))
     write_table(join(folder, TURNS_FILE), to_table(turns, TURNS))
 
 
 def talk(
-    items: pa.Table, folder: str, together: Pass, config: EvaluateConfig, watch: Watch, retry_failed: bool
+    items: pa.Table,
+    folder: str,
+    model: Asked,
+    officer: Asked,
+    config: EvaluateConfig,
+    watch: Watch,
+    retry_failed: bool,
 ) -> None:
-    """Conversations of one pass with the officer simulator; what is stored is taken up again."""
+    """Conversations of one pass with the officer simulator; arguments and resuming as of `roll`."""
     if exists(join(folder, TURNS_FILE)) and not retry_failed:
         return
-    officer = config.officer
-    assert officer.model is not None
     known = read_answers(folder)
-    rows = conversation_items(items, officer.n_turns).to_pylist()
-    waiting = conversations(rows, together.contestants, config.samples("interactive"))
+    rows = conversation_items(items, config.officer.n_turns).to_pylist()
+    waiting = conversations(rows, model.contestants, config.samples("interactive"))
     watch.begin(sum(2 * len(c.items) - 1 for c in waiting), len(known))  # the officer's lines are answers, too
-    with ExitStack() as stack:
-        settings = with_key(officer.score, officer.endpoint, config.keys)
-        simulator = Asked(officer.model, (), officer.endpoint, settings, config.rollout_engine, stack)
-        ask, ask_officer = (
-            partial(_resumed, of, folder, known, retry_failed, watch)
-            for of in (_contestants(together, config, stack), simulator)
-        )
-        turns = converse(waiting, ask, officer.model, ask_officer)
+    ask, ask_officer = (partial(_resumed, of, folder, known, retry_failed, watch) for of in (model, officer))
+    turns = converse(waiting, ask, officer.model, ask_officer)
     write_table(join(folder, TURNS_FILE), to_table(turns, TURNS))
-
-
-def _contestants(together: Pass, config: EvaluateConfig, stack: ExitStack) -> Asked:
-    model = together.contestants[0].model
-    return Asked(model, together.contestants, together.endpoint, config.generate, config.rollout_engine, stack)
 
 
 def _resumed(

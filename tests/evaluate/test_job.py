@@ -536,6 +536,13 @@ def test_conversations_are_played_judged_and_taken_up_again(tmp_path: Path, data
     assert len(list((out / "interactive").iterdir())) == 2
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "evaluate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_configs_are_valid(file: Path) -> None:
+    found = load_config(str(file), EvaluateConfig)
+    assert "interactive" in found.protocols
+    assert found.judge.pairwise
+
+
 def test_conversations_need_an_officer_that_is_there(tmp_path: Path, data: str, api: Api) -> None:
     with pytest.raises(UserError, match=r"interactive needs officer\.model"):
         config("protocols=[interactive]")

@@ -1,0 +1,159 @@
+"""What judges of replies are worth: do they tell real replies from wrong and formal ones, and agree with themselves?
+
+    python -m bench.judge_replies --data DATASET --out FOLDER [--lines 40] [--judge qwen2.5-coder-1.5b] [key=value ...]
+
+Lines of the dataset's test split, spread over scenarios, each with three replies: the real one, the real one of another
+scenario (shuffled), and the real one rewritten as an assistant would put it (formal; by the judge's own model, which
+should favour its own words: a hard case). Realism is asked twice of each, with different seeds; pairs (real against
+either) in both orders. `key=value` are settings of `deescal score`. A run that was stopped goes on at --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deescal.config import load_config
+from deescal.evaluate.agreement import krippendorff_alpha
+from deescal.evaluate.preferences import PREFERENCES, outcomes
+from deescal.evaluate.rows import make_items, read_test_rows
+from deescal.evaluate.stats import bootstrap_mean, compare
+from deescal.judge.pairwise import prefer
+from deescal.schema import Row
+from deescal.score.config import ScoreConfig
+from deescal.score.job import score
+
+KINDS = ("real", "shuffled", "formal")
+MIN_WORDS = 4  # of a real reply: 'Yeah.' fits anywhere
+TWICE = ["sampling.temperature=0.7", "sampling.samples=2"]
+REWRITE = (
+    "Rewrite what a person said so that it sounds like a polite AI assistant: complete formal sentences, calm, "
+    "cooperative. Keep the meaning. Answer with the rewritten words only."
+)
+
+
+def draw(data: str, n: int, seed: int) -> list[Row]:
+    """Lines with `reply`s: {real, shuffled}; one of each scenario before the second of any."""
+    rng = random.Random(seed)
+    items = [
+        i for i in make_items(read_test_rows(data, "test")).to_pylist() if len(i["reference"].split()) >= MIN_WORDS
+    ]
+    by_scenario: dict[str, list[Row]] = defaultdict(list)
+    for item in rng.sample(items, len(items)):
+        by_scenario[item["scenario_id"]].append(item)
+    rounds = [of[k] for k in range(n) for _, of in sorted(by_scenario.items()) if k < len(of)]
+    lines = rounds[:n]
+    for line in lines:
+        others = [o for o in items if o["incident_id"] != line["incident_id"]]
+        line["replies"] = {"real": line["reference"], "shuffled": rng.choice(others)["reference"]}
+    return lines
+
+
+def asked(name: str, rows: Sequence[Row], task: str, judge: str, out: Path, settings: Sequence[str]) -> list[Row]:
+    """Scores of a table, which stays at `out`."""
+    file = out / f"{name}.parquet"
+    if not file.exists():
+        pq.write_table(pa.Table.from_pylist(list(rows)), file)
+    began = time.monotonic()
+    config = load_config(None, ScoreConfig, ["llm.max_model_len=4096", "llm.max_num_seqs=16", *settings])
+    ended = score(str(file), str(out / name), task, [judge], config)
+    print(f"{name}: {ended.run['rows']} rows, {time.monotonic() - began:.0f} s, {ended.run['summary']}")
+    return pq.read_table(out / name / "scores.parquet").to_pylist()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--lines", type=int, default=40)
+    parser.add_argument("--judge", default="qwen2.5-coder-1.5b")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("settings", nargs="*")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    lines = draw(args.data, args.lines, args.seed)
+
+    wanted = [
+        {"messages": [{"role": "system", "content": REWRITE}, {"role": "user", "content": line["reference"]}]}
+        for line in lines
+    ]
+    formal = asked("formal", wanted, "replies", args.judge, args.out, ["sampling.max_tokens=96", *args.settings])
+    for line, row in zip(lines, formal, strict=True):
+        line["replies"]["formal"] = row["reply"]
+
+    rows = [
+        {**{k: line[k] for k in ("item_id", "scenario_id", "turn_id", "messages")}, "kind": kind, "reply": reply}
+        for line in lines
+        for kind, reply in line["replies"].items()
+    ]
+    judged = asked("realism", rows, "realism", args.judge, args.out, [*TWICE, *args.settings])
+    report_realism(lines, judged)
+
+    rows = [
+        {**{k: line[k] for k in ("item_id", "scenario_id", "turn_id", "messages")}, "b": kind, "a_first": a_first}
+        | dict(zip(("first", "second") if a_first else ("second", "first"), (real, line["replies"][kind]), strict=True))
+        for line in lines
+        for kind in KINDS[1:]
+        if (real := line["replies"]["real"]) != line["replies"][kind]
+        for a_first in (True, False)
+    ]
+    report_pairs(lines, asked("pairwise", rows, "pairwise", args.judge, args.out, args.settings))
+
+
+def report_realism(lines: Sequence[Row], judged: Sequence[Row]) -> None:
+    scores = np.full((2, len(lines), len(KINDS)), np.nan)  # sample, line, kind
+    place = {line["item_id"]: i for i, line in enumerate(lines)}
+    for row in judged:
+        if row["score"] is not None:
+            scores[row["sample"], place[row["item_id"]], KINDS.index(row["kind"])] = row["score"]
+    clusters = [line["incident_id"] or line["scenario_id"] for line in lines]
+    mean = np.nanmean(scores, axis=0)
+    for k, kind in enumerate(KINDS):
+        of = bootstrap_mean(mean[:, k], clusters)
+        print(f"realism of {kind}: {of.mean:.1f} [{of.low:.1f}, {of.high:.1f}]")
+    for k, kind in enumerate(KINDS[1:], 1):
+        difference = mean[:, 0] - mean[:, k]
+        higher, same = (difference > 0).mean(), (difference == 0).mean()
+        tested = compare(mean[:, 0], mean[:, k], clusters)
+        print(
+            f"real above {kind}: {100 * higher:.0f} % of {len(lines)} lines, equal on {100 * same:.0f} %, "
+            f"difference {tested.difference:.1f}, p {tested.p_randomization:.4f}"
+        )
+    alpha = krippendorff_alpha(scores.reshape(2, -1), "interval")
+    first, second = scores.reshape(2, -1)
+    print(
+        f"test and retest: alpha {alpha.value:.2f} {alpha.reason}, equal {100 * np.mean(first == second):.0f} %, "
+        f"mean absolute difference {np.nanmean(np.abs(first - second)):.1f} of 100; "
+        f"not read {np.isnan(scores).sum()} of {scores.size}"
+    )
+
+
+def report_pairs(lines: Sequence[Row], answers: Sequence[Row]) -> None:
+    incident = {line["item_id"]: line["incident_id"] for line in lines}
+    orders: dict[tuple[str, str], dict[bool, Row]] = defaultdict(dict)
+    for row in answers:
+        orders[row["item_id"], row["b"]][row["a_first"]] = row
+    rows = []
+    for (item, kind), of in orders.items():
+        found = prefer(of[True], of[False])
+        row: Row = dict.fromkeys(PREFERENCES.names)
+        row |= {"item_id": item, "scenario_id": of[True]["scenario_id"], "incident_id": incident[item], "a": "real"}
+        rows.append({**row, "b": kind, "winner": found.winner, "agreed": found.agreed, "order_bias": found.order_bias})
+    for of in outcomes(rows):
+        print(
+            f"real against {of['b']}: {of['wins']} wins, {of['ties']} ties, {of['losses']} losses, win rate "
+            f"{100 * of['win_rate']:.0f} % [{100 * of['low']:.0f}, {100 * of['high']:.0f}], orders agree on "
+            f"{of['agreed']} of {of['n']}, first place won {of['first']}, second {of['second']}"
+        )
+
+
+if __name__ == "__main__":
+    main()
