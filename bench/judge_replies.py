@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deescal.config import load_config
+from deescal.errors import UserError
 from deescal.evaluate.agreement import krippendorff_alpha
-from deescal.evaluate.preferences import PREFERENCES, outcomes
+from deescal.evaluate.preferences import TO_COMPARE, choices_table, is_same, read_preferences
 from deescal.evaluate.rows import make_items, read_test_rows
 from deescal.evaluate.stats import bootstrap_mean, compare
-from deescal.judge.pairwise import prefer
 from deescal.schema import Row
 from deescal.score.config import ScoreConfig
 from deescal.score.job import score
@@ -52,7 +52,9 @@ def draw(data: str, n: int, seed: int) -> list[Row]:
     rounds = [of[k] for k in range(n) for _, of in sorted(by_scenario.items()) if k < len(of)]
     lines = rounds[:n]
     for line in lines:
-        others = [o for o in items if o["incident_id"] != line["incident_id"]]
+        others = [o for o in items if o["scenario_id"] != line["scenario_id"]]
+        if not others:
+            raise UserError(f"--data '{data}': one test scenario only, so no reply of another")
         line["replies"] = {"real": line["reference"], "shuffled": rng.choice(others)["reference"]}
     return lines
 
@@ -78,15 +80,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("settings", nargs="*")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    out = args.out / f"{args.lines}-lines-seed-{args.seed}"
+    out.mkdir(parents=True, exist_ok=True)
     lines = draw(args.data, args.lines, args.seed)
 
     wanted = [
         {"messages": [{"role": "system", "content": REWRITE}, {"role": "user", "content": line["reference"]}]}
         for line in lines
     ]
-    formal = asked("formal", wanted, "replies", args.judge, args.out, ["sampling.max_tokens=96", *args.settings])
+    formal = asked("formal", wanted, "replies", args.judge, out, ["sampling.max_tokens=96", *args.settings])
     for line, row in zip(lines, formal, strict=True):
+        if row["reply"] is None:
+            raise SystemExit(f"no formal reply: {row['error']}")
         line["replies"]["formal"] = row["reply"]
 
     rows = [
@@ -94,18 +99,21 @@ def main() -> None:
         for line in lines
         for kind, reply in line["replies"].items()
     ]
-    judged = asked("realism", rows, "realism", args.judge, args.out, [*TWICE, *args.settings])
+    judged = asked("realism", rows, "realism", args.judge, out, [*TWICE, *args.settings])
     report_realism(lines, judged)
 
-    rows = [
-        {**{k: line[k] for k in ("item_id", "scenario_id", "turn_id", "messages")}, "b": kind, "a_first": a_first}
-        | dict(zip(("first", "second") if a_first else ("second", "first"), (real, line["replies"][kind]), strict=True))
-        for line in lines
-        for kind in KINDS[1:]
-        if (real := line["replies"]["real"]) != line["replies"][kind]
-        for a_first in (True, False)
+    rows = [row for line in lines for kind in KINDS[1:] for row in both_orders(line, kind)]
+    report_pairs(asked("pairwise", [r for r in rows if not is_same(r)], "pairwise", args.judge, out, args.settings))
+
+
+def both_orders(line: Row, kind: str) -> list[Row]:
+    """TO_COMPARE of the real reply and another."""
+    kept = {name: line[name] for name in TO_COMPARE.names if name in line}
+    real, other = line["replies"]["real"], line["replies"][kind]
+    return [
+        {**kept, "a": "real", "b": kind, "seed": 0, "a_first": True, "first": real, "second": other},
+        {**kept, "a": "real", "b": kind, "seed": 0, "a_first": False, "first": other, "second": real},
     ]
-    report_pairs(lines, asked("pairwise", rows, "pairwise", args.judge, args.out, args.settings))
 
 
 def report_realism(lines: Sequence[Row], judged: Sequence[Row]) -> None:
@@ -121,10 +129,11 @@ def report_realism(lines: Sequence[Row], judged: Sequence[Row]) -> None:
         print(f"realism of {kind}: {of.mean:.1f} [{of.low:.1f}, {of.high:.1f}]")
     for k, kind in enumerate(KINDS[1:], 1):
         difference = mean[:, 0] - mean[:, k]
-        higher, same = (difference > 0).mean(), (difference == 0).mean()
+        read = ~np.isnan(difference)
+        higher, same = (difference[read] > 0).mean(), (difference[read] == 0).mean()
         tested = compare(mean[:, 0], mean[:, k], clusters)
         print(
-            f"real above {kind}: {100 * higher:.0f} % of {len(lines)} lines, equal on {100 * same:.0f} %, "
+            f"real above {kind}: {100 * higher:.0f} % of {read.sum()} lines, equal on {100 * same:.0f} %, "
             f"difference {tested.difference:.1f}, p {tested.p_randomization:.4f}"
         )
     alpha = krippendorff_alpha(scores.reshape(2, -1), "interval")
@@ -136,22 +145,13 @@ def report_realism(lines: Sequence[Row], judged: Sequence[Row]) -> None:
     )
 
 
-def report_pairs(lines: Sequence[Row], answers: Sequence[Row]) -> None:
-    incident = {line["item_id"]: line["incident_id"] for line in lines}
-    orders: dict[tuple[str, str], dict[bool, Row]] = defaultdict(dict)
-    for row in answers:
-        orders[row["item_id"], row["b"]][row["a_first"]] = row
-    rows = []
-    for (item, kind), of in orders.items():
-        found = prefer(of[True], of[False])
-        row: Row = dict.fromkeys(PREFERENCES.names)
-        row |= {"item_id": item, "scenario_id": of[True]["scenario_id"], "incident_id": incident[item], "a": "real"}
-        rows.append({**row, "b": kind, "winner": found.winner, "agreed": found.agreed, "order_bias": found.order_bias})
-    for of in outcomes(rows):
+def report_pairs(answers: Sequence[Row]) -> None:
+    choices = choices_table(read_preferences(pa.Table.from_pylist(list(answers))).to_pylist())
+    for of in choices.to_pylist():
         print(
-            f"real against {of['b']}: {of['wins']} wins, {of['ties']} ties, {of['losses']} losses, win rate "
-            f"{100 * of['win_rate']:.0f} % [{100 * of['low']:.0f}, {100 * of['high']:.0f}], orders agree on "
-            f"{of['agreed']} of {of['n']}, first place won {of['first']}, second {of['second']}"
+            f"real against {of['b']}: {of['wins']} wins, {of['ties']} ties, {of['losses']} losses, {of['unread']} not "
+            f"read, win rate {100 * of['win_rate']:.0f} % [{100 * of['low']:.0f}, {100 * of['high']:.0f}], orders "
+            f"agree on {of['agreed']} of {of['n'] - of['unread']}, first place won {of['first']}, second {of['second']}"
         )
 
 

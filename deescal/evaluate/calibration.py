@@ -10,47 +10,56 @@ from dataclasses import dataclass
 from deescal.schema import Row
 
 MIN_REPLIES = 3  # of a rank correlation; with two it is 1 or -1
-Key = tuple[str, str, str, int | None]  # protocol, item, model, seed
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A judge against people, on what both judged."""
+    """A judge against the people who rated one pack, on what both judged."""
 
+    pack_id: str
+    protocol: str
     question: str  # realism: Spearman's rank correlation; more_real: Cohen's kappa
     n: int  # replies, or pairs of them
+    n_incidents: int  # that they are of
     value: float
     agreed: float  # more_real: share of pairs on which both say the same, 0..1; else NaN
     reason: str = ""  # why `value` is NaN
 
 
 def calibrate(judged: Sequence[Row], preferences: Sequence[Row], ratings: Sequence[Row]) -> list[Calibration]:
-    """How far the judge ranks replies, and decides between two, as people do.
+    """How far the judge ranks replies, and decides between two, as people do: one for each pack and question.
 
     Args:
         judged: rows of `deescal.evaluate.judging.JUDGED`.
         preferences: rows of `deescal.evaluate.preferences.PREFERENCES`.
         ratings: rows of `deescal.evaluate.humans.ratings.RATINGS`, of any packs; those not counted are left out.
     """
-    counted = [row for row in ratings if row["counted"]]
+    scores = {
+        (r["protocol"], r["item_id"], r["contestant"], r["seed"]): r["score"]
+        for r in judged
+        if r["rubric"] == "realism" and r["score"] is not None
+    }
+    worth = {"a": 1.0, "b": 0.0, "tie": 0.5}
+    decided = _means(_judged_pair(r, worth[r["winner"]]) for r in preferences if r["winner"])
+    packs: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in ratings:
+        if row["counted"] and row["question"] in ("realism", "more_real"):
+            packs[row["pack_id"], row["protocol"], row["question"]].append(row)
     found = []
-    if people := _means((_key(r), r["value"]) for r in counted if r["question"] == "realism"):
-        scores = {
-            (r["protocol"], r["item_id"], r["contestant"], r["seed"]): r["score"]
-            for r in judged
-            if r["rubric"] == "realism" and r["score"] is not None
-        }
-        both = sorted(people.keys() & scores.keys(), key=str)
-        found.append(_ranks([people[key] for key in both], [scores[key] for key in both]))
-    if pairs := _means((_pair(r), _value(r)) for r in counted if r["question"] == "more_real"):
-        worth = {"a": 1.0, "b": 0.0, "tie": 0.5}
-        decided = _means(_judged_pair(r, worth[r["winner"]]) for r in preferences if r["winner"])
-        common = sorted(pairs.keys() & decided.keys(), key=str)
-        found.append(_decisions([pairs[key] for key in common], [decided[key] for key in common]))
+    for (pack, protocol, question), rows in sorted(packs.items()):
+        likert = question == "realism"
+        people = _means((_key(r), r["value"]) if likert else (_pair(r), _value(r)) for r in rows)
+        judge = scores if likert else decided
+        both = sorted(people.keys() & judge.keys(), key=str)
+        measure = _ranks if likert else _decisions
+        value, agreed, reason = measure([people[key] for key in both], [judge[key] for key in both])
+        items = {key[1] if likert else key[0] for key in both}
+        incidents = {r["incident_id"] or r["scenario_id"] for r in rows if r["item_id"] in items}
+        found.append(Calibration(pack, protocol, question, len(both), len(incidents), value, agreed, reason))
     return found
 
 
-def _key(row: Row) -> Key:
+def _key(row: Row) -> tuple[object, ...]:
     return row["protocol"], row["item_id"], row["model"], row["seed"]
 
 
@@ -75,7 +84,8 @@ def _means(values: Iterable[tuple[tuple, float]]) -> dict[tuple, float]:
     return {key: sum(of) / len(of) for key, of in groups.items()}
 
 
-def _ranks(people: Sequence[float], judge: Sequence[float]) -> Calibration:
+def _ranks(people: Sequence[float], judge: Sequence[float]) -> tuple[float, float, str]:
+    """Spearman's rho, no share, and why there is none."""
     from scipy.stats import spearmanr
 
     reason = ""
@@ -83,19 +93,18 @@ def _ranks(people: Sequence[float], judge: Sequence[float]) -> Calibration:
         reason = f"{len(people)} replies have both, at least {MIN_REPLIES} are needed"
     elif len(set(people)) == 1 or len(set(judge)) == 1:
         reason = f"{'people' if len(set(people)) == 1 else 'the judge'} gave all the same"
-    value = math.nan if reason else float(spearmanr(people, judge).statistic)
-    return Calibration("realism", len(people), value, math.nan, reason)
+    return math.nan if reason else float(spearmanr(people, judge).statistic), math.nan, reason
 
 
-def _decisions(people: Sequence[float], judge: Sequence[float]) -> Calibration:
-    """Majorities; a split is a tie."""
+def _decisions(people: Sequence[float], judge: Sequence[float]) -> tuple[float, float, str]:
+    """Cohen's kappa and the share of equal ones, of majorities; a split is a tie."""
     from statsmodels.stats.inter_rater import cohens_kappa, to_table
 
     theirs, its = ([(x > 0.5) - (x < 0.5) for x in of] for of in (people, judge))
     if not theirs:
-        return Calibration("more_real", 0, math.nan, math.nan, "no pair was judged by both")
+        return math.nan, math.nan, "no pair was judged by both"
     agreed = sum(a == b for a, b in zip(theirs, its, strict=True)) / len(theirs)
     if len({*theirs, *its}) == 1:
-        return Calibration("more_real", len(theirs), math.nan, agreed, "all decisions are the same")
+        return math.nan, agreed, "all decisions are the same"
     counts, _ = to_table(list(zip(theirs, its, strict=True)), bins=[-1.5, -0.5, 0.5, 1.5])
-    return Calibration("more_real", len(theirs), float(cohens_kappa(counts).kappa), agreed)
+    return float(cohens_kappa(counts).kappa), agreed, ""

@@ -77,6 +77,8 @@ class EvaluateConfig(Config):
     def _has_officer(self) -> EvaluateConfig:
         if "interactive" in self.protocols and self.officer.model is None:
             raise ValueError("protocol interactive needs officer.model, who plays the officer")
+        if self.judge.pairwise and "teacher_forced" not in self.protocols:
+            raise ValueError("judge.pairwise needs protocol teacher_forced: elsewhere two replies answer other words")
         return self
 
     def samples(self, protocol: str) -> int:

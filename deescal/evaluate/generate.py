@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -23,6 +23,7 @@ from deescal.evaluate.turn_by_turn import TURNS_FILE, roll, speakers, talk
 from deescal.models import identity
 from deescal.score import job as scoring
 from deescal.score.source import SCORES_FILE
+from deescal.serve.client import base_url
 from deescal.storage import exists, join, read_table
 
 ITEMS_FILE = "items.parquet"
@@ -41,7 +42,7 @@ class Generated:
     """Where all replies are, and of whom there are none."""
 
     files: list[Replies]
-    failed: dict[str, str]  # label -> why
+    failed: dict[str, str]  # label -> why; '<label> in <protocols>' where there are replies of others
     weights: dict[str, str]  # label -> identity of its base, and digest of its adapter; not of endpoints
 
 
@@ -63,10 +64,9 @@ def generate(
     failed: dict[str, str] = {}
     weights: dict[str, str] = {}
 
-    def fail(whom: Sequence[Contestant], why: str) -> None:
-        for contestant in whom:
-            failed[contestant.label] = why
-            on_failed(contestant.label, why)
+    def fail(whom: str, why: str) -> None:
+        failed[whom] = why
+        on_failed(whom, why)
 
     # An endpoint that has answered everything may be gone; weights may be others by now, so they are looked at again.
     answered = [p for p in passes(contestants) if p.endpoint and _is_complete(out, p, config) and not retry_failed]
@@ -79,14 +79,21 @@ def generate(
         try:
             usable.append(check_contestant(contestant, config.generate, config.keys))
         except UserError as error:
-            fail([contestant], str(error))
+            fail(contestant.label, str(error))
     for together in passes(usable):
+        places = _places(together, config)
+        done: list[Replies] = []
         try:
-            files += _ask_pass(out, together, config, watch, retry_failed)
-            weights |= {c.label: c.weights for c in together.contestants if not c.endpoint}
+            for place in _ask_pass(out, together, places, config, watch, retry_failed):
+                done.append(place)
         except Exception as error:
-            fail(together.contestants, why_failed(error))
-    if len(failed) == len(contestants):
+            missed = "" if not done else " in " + ", ".join(p["protocol"] for p in places[len(done) :])
+            for contestant in together.contestants:
+                fail(contestant.label + missed, why_failed(error))
+        files += done
+        if done:
+            weights |= {c.label: c.weights for c in together.contestants if not c.endpoint}
+    if not files:
         raise UserError(f"no contestant can be asked: {next(iter(failed.values()))}")
     return Generated(files, failed, weights)
 
@@ -118,11 +125,12 @@ def _top(protocol: ProtocolName, config: EvaluateConfig) -> str:
 
 
 def officer_folder(config: EvaluateConfig) -> str:
-    """Another one for another officer simulator: its model, its words, how it is sampled, how long it talks."""
+    """Another one for another officer simulator: its model, its words, how it is asked, how long it talks."""
     officer = config.officer
-    where = officer.endpoint or (identity(officer.model) if officer.model else None)
-    sampling = officer.score.sampling.model_dump(mode="json")
-    return fingerprint(OFFICER_VERSION, officer.model, where, officer.n_turns, sampling)
+    assert officer.model is not None
+    where = base_url(officer.endpoint) if officer.endpoint else identity(officer.model)
+    how = officer.score.model_dump(mode="json", include={"sampling": True, "llm": {"dtype", "max_model_len"}})
+    return fingerprint(OFFICER_VERSION, officer.model, where, officer.n_turns, how)
 
 
 def _is_complete(out: str, together: Pass, config: EvaluateConfig) -> bool:
@@ -132,9 +140,14 @@ def _is_complete(out: str, together: Pass, config: EvaluateConfig) -> bool:
 
 
 def _ask_pass(
-    out: str, together: Pass, config: EvaluateConfig, watch: scoring.Watch, retry_failed: bool
-) -> list[Replies]:
-    places = _places(together, config)
+    out: str,
+    together: Pass,
+    places: Sequence[Replies],
+    config: EvaluateConfig,
+    watch: scoring.Watch,
+    retry_failed: bool,
+) -> Iterator[Replies]:
+    """Each protocol's place, as soon as its replies are there."""
     config = config.model_copy(update={"generate": with_key(config.generate, together.endpoint, config.keys)})
     with speakers(together, config) as (model, officer):
         for place in places:
@@ -155,7 +168,7 @@ def _ask_pass(
             else:
                 assert officer is not None
                 talk(read_table(items), folder, model, officer, config, watch, retry_failed)
-    return places
+            yield place
 
 
 def read_turns(out: str, generated: Generated) -> pa.Table:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 
 import pyarrow as pa
 
@@ -22,6 +24,7 @@ from deescal.dataset.chat import Message
 from deescal.evaluate.contestants import Contestant
 from deescal.evaluate.rollout import EARLIER, Ask, request_of, turn_of
 from deescal.evaluate.rows import ITEMS
+from deescal.judge.scene import HEARD_AS
 from deescal.schema import Row, to_table
 from deescal.score.tables import request_id
 from deescal.score.tasks import scene_of
@@ -31,9 +34,10 @@ OFFICER = (
     "explain what you do and why, keep your voice calm, and give the person choices. You still have a job to do and "
     "keep everyone safe. Say only what you say next, in one or two short spoken sentences."
 )
-ARRIVES = "(You have just arrived.)"  # templates want a user message before the officer's first words
-_LABEL = re.compile(r"^(?:police )?officer\s*:\s*", re.IGNORECASE)
-_OTHERS_WORDS = re.compile(r"\n\s*\W*civilian\W*:.*", re.IGNORECASE | re.DOTALL)
+ARRIVES = "(You have just arrived.)"  # templates want a user message first
+_MARKED = r"[\s\[*(]*\b(?:%s)\b[\])*]*\s*(?::|(?<=\]))[\s*]*"  # Name:, **Name:**, [Name]
+_LABEL = re.compile("^" + _MARKED % "(?:police )?officer", re.IGNORECASE)
+_OTHERS_WORDS = re.compile(_MARKED % "civilian|suspect" + ".*", re.IGNORECASE | re.DOTALL)
 
 
 def conversation_items(items: pa.Table, n_turns: int) -> pa.Table:
@@ -44,16 +48,21 @@ def conversation_items(items: pa.Table, n_turns: int) -> pa.Table:
     """
     found: dict[str, Row] = {}
     for item in sorted(items.to_pylist(), key=lambda item: (item["scenario_id"], item["turn_id"])):
-        if item["scenario_id"] not in found and any(m["role"] == "user" for m in item["messages"]):
+        if item["scenario_id"] not in found and any(map(_officer_speaks_in, item["messages"])):
             found[item["scenario_id"]] = item
     rows = []
     for item in found.values():
-        first = next(n for n, m in enumerate(item["messages"]) if m["role"] == "user")
+        first = next(n for n, m in enumerate(item["messages"]) if _officer_speaks_in(m))
         opening = {**item, "messages": item["messages"][: first + 1], "reference": None}
         rows += [
             {**opening, "item_id": f"{item['example_id']}-i{n}", "turn_id": n, "message": n} for n in range(n_turns)
         ]
     return to_table(rows, ITEMS)
+
+
+def _officer_speaks_in(message: Mapping[str, str]) -> bool:
+    """Not only others at the scene, who stand in the officer's messages too."""
+    return message["role"] == "user" and any(not HEARD_AS.fullmatch(line) for line in message["content"].splitlines())
 
 
 @dataclass
@@ -82,13 +91,20 @@ def conversations(items: Sequence[Row], contestants: Sequence[Contestant], seeds
 
 
 def officer_messages(messages: Sequence[Mapping[str, str]]) -> list[Message]:
-    """A conversation from the officer's side: their lines are the assistant's, the civilian's the user's."""
+    """A conversation from the officer's side: their lines are the assistant's, all others' the user's."""
     situation, _ = scene_of({"messages": messages})
-    said = [m for m in messages if m["role"] != "system"]
-    told = [{"role": "user" if m["role"] == "assistant" else "assistant", "content": m["content"]} for m in said]
-    begins = [{"role": "user", "content": ARRIVES}] if told and told[0]["role"] == "assistant" else []
+    lines: list[tuple[str, str]] = [("user", ARRIVES)]
+    for m in messages:
+        if m["role"] == "user":
+            lines += [("user" if HEARD_AS.fullmatch(line) else "assistant", line) for line in m["content"].splitlines()]
+        elif m["role"] == "assistant":
+            lines.append(("user", m["content"]))
+    told = [
+        {"role": role, "content": "\n".join(text for _, text in group)}
+        for role, group in groupby(lines, key=itemgetter(0))
+    ]
     system = f"{OFFICER}\nSituation: {situation}" if situation else OFFICER
-    return [{"role": "system", "content": system}, *begins, *told]
+    return [{"role": "system", "content": system}, *told]
 
 
 def officer_line(output: str) -> str:

@@ -32,6 +32,8 @@ from deescal.evaluate.generate import ITEMS_FILE, officer_folder
 from deescal.evaluate.rows import make_items, read_test_rows
 from deescal.models import resolve
 from deescal.score.job import Watch as ScoreWatch
+from deescal.score.plan import check_room
+from deescal.score.tasks import REPLIES
 from deescal.serve.client import base_url, check_endpoint
 from deescal.storage import STORAGE_ERRORS, absolute, exists, join, read_json, write_json, write_table
 
@@ -118,6 +120,8 @@ def evaluate_from(out: str, step: StepName, config: EvaluateConfig, watch: Watch
     for before in STEPS[: STEPS.index(step)]:
         if before not in done:
             raise UserError(f"--from {step}: step '{before}' of {out} is not done yet; leave --from out")
+    if done["generate"]["fingerprint"] != steps.Work(out, contestants, config, watch or Watch()).made_from("generate"):
+        raise UserError(f"--from {step}: {out} was asked for other replies than those that are there; leave --from out")
     write_json(join(out, CONFIG_FILE), config.model_dump(mode="json"))
     return _run(out, contestants, config, step, False, watch or Watch())
 
@@ -147,6 +151,9 @@ def check(contestants: Sequence[Contestant], config: EvaluateConfig) -> None:
     from deescal.judge.independence import check_judge
 
     check_keys(contestants, config.keys)
+    check_room(config.generate, config.generate.sampling.max_tokens or REPLIES.answer_tokens)
+    if "interactive" in config.protocols:
+        check_room(config.officer.score, config.officer.score.sampling.max_tokens or REPLIES.answer_tokens)
     pairs_to_compare(contestants, config.pairs)
     if (judge := config.judge).model is not None:
         name = f"{base_url(judge.endpoint)}#{judge.model}" if judge.endpoint else judge.model

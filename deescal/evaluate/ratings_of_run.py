@@ -10,8 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deescal.config import fingerprint
 from deescal.errors import UserError
 from deescal.evaluate.calibration import Calibration, calibrate
+from deescal.evaluate.contestants import REFERENCE
 from deescal.evaluate.humans.config import PackConfig
 from deescal.evaluate.steps import JUDGED_FILE, PREFERENCES_FILE, TURNS_FILE
 from deescal.schema import Row
@@ -73,12 +75,33 @@ def read_ratings(run: str) -> list[Row]:
 
 
 def read_calibration(run: str) -> list[Calibration]:
-    """The run's judge, where it has one, against the people who rated its replies."""
+    """The run's judge, where it has one, against the people who rated its replies as they are now."""
+    judge = read_json(join(run, "config.json"))["judge"] if exists(join(run, "config.json")) else {"model": None}
+    if judge["model"] is None:
+        return []
+    asked = {JUDGED_FILE: True, PREFERENCES_FILE: judge["pairwise"]}
     judged, preferences = (
-        read_table(join(run, name)).to_pylist() if exists(join(run, name)) else []
-        for name in (JUDGED_FILE, PREFERENCES_FILE)
+        read_table(join(run, name)).to_pylist() if is_asked and exists(join(run, name)) else []
+        for name, is_asked in asked.items()
     )
-    return calibrate(judged, preferences, read_ratings(run)) if judged else []
+    return calibrate(judged, preferences, _of_these_replies(read_ratings(run), run))
+
+
+def _of_these_replies(ratings: Sequence[Row], run: str) -> list[Row]:
+    """Ratings of replies that have not been replaced since, as by another adapter of the same label."""
+    names = ["protocol", "item_id", "model", "seed", "reply", "reference"]
+    there: dict[tuple[object, ...], str] = {}
+    for row in read_table(join(run, TURNS_FILE), names).to_pylist():
+        if row["reply"] is not None:
+            there[row["protocol"], row["item_id"], row["model"], row["seed"]] = fingerprint(row["reply"].strip())
+        if row["reference"] is not None:
+            there[row["protocol"], row["item_id"], REFERENCE, None] = fingerprint(row["reference"].strip())
+
+    def same(row: Row, end: str) -> bool:
+        key = (row["protocol"], row["item_id"], row[f"model{end}"], row[f"seed{end}"])
+        return there.get(key) == row[f"words{end}"]
+
+    return [row for row in ratings if same(row, "") and (row["model_b"] is None or same(row, "_b"))]
 
 
 def _of_packs(run: str, name: str) -> list[str]:
@@ -125,7 +148,10 @@ def calibration_lines(found: Sequence[Calibration]) -> list[str]:
     for of in found:
         what = "Spearman's rho" if of.question == "realism" else "Cohen's kappa"
         value = f"none ({of.reason})" if math.isnan(of.value) else f"{of.value:.2f}"
-        lines.append(f"the judge against people, {of.question}: {what} {value} over {of.n:,}")
+        lines.append(
+            f"the judge against people, {of.protocol}, {of.question}: {what} {value} over {of.n:,} of "
+            f"{of.n_incidents:,} incidents"
+        )
     return lines
 
 

@@ -60,19 +60,24 @@ class RolloutEngine:
 
 @contextmanager
 def engines(
-    engine: str, config: ScoreConfig, sampling: SamplingConfig, contestants: Sequence[Contestant]
+    engine: str,
+    config: ScoreConfig,
+    sampling: SamplingConfig,
+    contestants: Sequence[Contestant],
+    at_once: Mapping[str, float] | None = None,
 ) -> Iterator[Ask]:
     """Engines that answer while the block runs.
 
     Args:
         engine: import path of the class.
         config: with the model.
+        at_once: what these and others that are loaded at the same time ask for, by Ray's names; None: these alone.
 
     Raises:
         UserError: Ray has less than they ask for.
     """
     resources = config.workers
-    demand = resources.demand(config.llm.tensor_parallel_size)
+    demand = at_once or resources.demand(config.llm.tensor_parallel_size)
     start_ray(config.ray, demand["CPU"] + 1, demand)
     import ray
 

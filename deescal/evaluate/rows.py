@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import cast
 
@@ -108,24 +108,24 @@ def with_labels(turns: pa.Table, labels: Mapping[str, str]) -> pa.Table:
 def replies_version(turns: pa.Table) -> str:
     """Fingerprint of what was replied to what; not of times, which differ when the same is asked again."""
     deciding = ["protocol", "item_id", "model", "seed", "reference", "reply"]
-    return fingerprint(turns.select(deciding).to_pydict())
+    talks = turns.filter(pc.equal(turns["protocol"], "interactive"))["messages"].to_pylist()  # not in the items
+    return fingerprint(turns.select(deciding).to_pydict(), talks)
 
 
-def check_complete(turns: pa.Table, items: pa.Table, samples: int) -> None:
-    """Raises RuntimeError unless every contestant has each item and seed once in every protocol: a bug else.
+def check_complete(turns: pa.Table, protocol: str, labels: Iterable[str], items: pa.Table, samples: int) -> None:
+    """Raises RuntimeError unless every contestant has each item and seed of a protocol once: a bug else.
 
     Args:
+        labels: of the contestants that were asked.
         items: ITEMS.
         samples: seeds of each.
     """
+    turns = turns.filter(pc.equal(turns["protocol"], protocol))
     expected = set(product(items["item_id"].to_pylist(), range(samples)))
-    columns = [turns[name].to_pylist() for name in ("protocol", "model", "item_id", "seed")]
-    found: dict[tuple[str, str], list[tuple[str, int]]] = {
-        key: [] for key in product(sorted(set(columns[0])), sorted(set(columns[1])))
-    }
-    for protocol, model, item, seed in zip(*columns, strict=True):
-        found[protocol, model].append((item, seed))
-    for (protocol, model), rows in found.items():
+    found: dict[str, list[tuple[str, int]]] = {label: [] for label in labels}
+    for model, item, seed in zip(*(turns[name].to_pylist() for name in ("model", "item_id", "seed")), strict=True):
+        found.setdefault(model, []).append((item, seed))
+    for model, rows in found.items():
         once = set(rows)
         trouble = {
             "are there twice": len(rows) - len(once),

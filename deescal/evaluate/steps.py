@@ -15,13 +15,21 @@ from deescal.config import fingerprint
 from deescal.evaluate import judging
 from deescal.evaluate.config import STEPS, EvaluateConfig, StepName
 from deescal.evaluate.contestants import Contestant, known_pairs, pairs_to_compare, with_key
-from deescal.evaluate.generate import ITEMS_FILE, Generated, files_of, generate, read_turns, why_failed
+from deescal.evaluate.generate import (
+    ITEMS_FILE,
+    Generated,
+    files_of,
+    generate,
+    officer_folder,
+    read_turns,
+    why_failed,
+)
 from deescal.evaluate.interactive import conversation_items
 from deescal.evaluate.metrics import score_pairs, signatures
-from deescal.evaluate.preferences import compare_pairs
+from deescal.evaluate.preferences import choices_table, compare_pairs
 from deescal.evaluate.rows import ORDER, SCORED_TURNS, check_complete, metric_columns, replies_version
 from deescal.evaluate.significance import MEANS, SIGNIFICANCE, means_table, significance_table
-from deescal.evaluate.summary import csv_text, error_causes, summary_table
+from deescal.evaluate.summary import SUMMARY_TABLE, csv_text, error_causes, summary_table
 from deescal.judge.deescalation import DEESCALATION_VERSION
 from deescal.judge.pairwise import PAIRWISE_VERSION
 from deescal.judge.realism import REALISM_VERSION
@@ -33,7 +41,7 @@ if TYPE_CHECKING:
     from deescal.evaluate.job import Watch
 
 DONE_FILE, TURNS_FILE = "steps.json", "turns.parquet"
-JUDGED_FILE, PREFERENCES_FILE = "judged.parquet", "preferences.parquet"
+JUDGED_FILE, PREFERENCES_FILE, CHOICES_FILE = "judged.parquet", "preferences.parquet", "preferences.csv"
 SUMMARY_FILE, SIGNIFICANCE_FILE, MEANS_FILE = "summary.csv", "significance.csv", "means.parquet"
 _SAID = {
     "generate": "asking the contestants",
@@ -97,22 +105,32 @@ class Work:
         """Fingerprint of files and settings that decide what a step makes."""
         config = self.config
         if step == "generate":
-            return fingerprint([c.model_dump(mode="json") for c in self.contestants], config.protocols)
+            officer = officer_folder(config) if "interactive" in config.protocols else None
+            return fingerprint([c.model_dump(mode="json") for c in self.contestants], config.protocols, officer)
         if step == "score":
             labels = [replies["labels"] for replies in self.generated.files]
             return fingerprint(__version__, self._versions(*files_of(self.out, self.generated)), labels, config.metrics)
         if step == "judge":
             if config.judge.model is None:
                 return ""
-            quick = {"score": {"workers", "ray", "batch_size", "online"}}
-            replies = replies_version(read_table(join(self.out, TURNS_FILE)))
-            weights = None if config.judge.endpoint else identity(config.judge.model)
-            rubrics = (REALISM_VERSION, DEESCALATION_VERSION)
-            compared = (PAIRWISE_VERSION, self.pairs) if config.judge.pairwise else None
-            asked = config.judge.model_dump(mode="json", exclude=quick)
-            return fingerprint(replies, asked, weights, rubrics, compared)
-        files = [join(self.out, TURNS_FILE), *([join(self.out, JUDGED_FILE)] if config.judge.model else [])]
-        return fingerprint(__version__, self._versions(*files), config.test, config.metrics, self.pairs)
+            return fingerprint(self._asked_of_judge(), self._compared() if config.judge.pairwise else None)
+        names = [TURNS_FILE, *([JUDGED_FILE, PREFERENCES_FILE] if config.judge.model else [])]
+        files = self._versions(*(join(self.out, name) for name in names))
+        return fingerprint(__version__, files, config.test, config.metrics, self.pairs, SUMMARY_TABLE.names)
+
+    def _asked_of_judge(self) -> str:
+        """Fingerprint of what decides its scores of replies and dialogues."""
+        judge = self.config.judge
+        assert judge.model is not None
+        replies = replies_version(read_table(join(self.out, TURNS_FILE)))
+        quick = {"workers", "ray", "batch_size", "online"}
+        how = judge.model_dump(mode="json", exclude={"pairwise": True, "score": quick})
+        weights = None if judge.endpoint else identity(judge.model)
+        return fingerprint(replies, how, weights, (REALISM_VERSION, DEESCALATION_VERSION))
+
+    def _compared(self) -> str:
+        """The same of its choices between two replies."""
+        return fingerprint(self._asked_of_judge(), PAIRWISE_VERSION, self.pairs)
 
     @property
     def generated(self) -> Generated:
@@ -130,13 +148,18 @@ class Work:
         judged = self.judged()
         return turns if judged is None else judging.with_judged(turns, judged)
 
+    def preferences(self) -> pa.Table | None:
+        file, judge = join(self.out, PREFERENCES_FILE), self.config.judge
+        return read_table(file) if judge.model and judge.pairwise and exists(file) else None
+
     def judged(self) -> pa.Table | None:
         file = join(self.out, JUDGED_FILE)
         return read_table(file) if self.config.judge.model and exists(file) else None
 
     def _is_done(self, step: StepName, made_from: str) -> bool:
         judge = self.config.judge
-        judged = [JUDGED_FILE, *([PREFERENCES_FILE] if judge.pairwise else [])] if judge.model else []
+        compared = [PREFERENCES_FILE] if judge.pairwise else []
+        judged = [JUDGED_FILE, *compared] if judge.model else []
         makes = {"score": [TURNS_FILE], "judge": judged, "test": [SUMMARY_FILE, SIGNIFICANCE_FILE, MEANS_FILE]}
         there = all(exists(join(self.out, name)) for name in makes[step])
         done = read_done(self.out).get(step, {})
@@ -160,9 +183,9 @@ class Work:
         turns = read_turns(self.out, self.generated)
         items = read_table(join(self.out, ITEMS_FILE))
         for protocol in self.config.protocols:
-            of = turns.filter(pc.equal(turns["protocol"], protocol))
+            labels = [x for f in self.generated.files if f["protocol"] == protocol for x in f["labels"].values()]
             expected = conversation_items(items, self.config.officer.n_turns) if protocol == "interactive" else items
-            check_complete(of, expected, self.config.samples(protocol))
+            check_complete(turns, protocol, labels, expected, self.config.samples(protocol))
         has_reference = pc.is_valid(turns["reference"])  # a conversation has none
         scored = score_pairs(turns.filter(has_reference), self.config.metrics).select(SCORED_TURNS.names)
         scored = pa.concat_tables([scored, turns.filter(pc.invert(has_reference))], promote_options="default")
@@ -178,10 +201,13 @@ class Work:
         config = config.model_copy(update={"score": with_key(config.score, config.endpoint, self.config.keys)})
         again = self.retry_failed or self.is_forced("judge")
         try:
-            judged = judging.judge(self.out, turns, config, self.watch, made_from, retry_failed=again)
+            judged = judging.judge(self.out, turns, config, self.watch, self._asked_of_judge(), retry_failed=again)
+            write_table(join(self.out, JUDGED_FILE), judged)
             if config.pairwise:
-                preferences = compare_pairs(self.out, turns, self.pairs, config, self.watch, made_from, again)
+                preferences = compare_pairs(self.out, turns, self.pairs, config, self.watch, self._compared(), again)
                 write_table(join(self.out, PREFERENCES_FILE), preferences)
+            else:
+                forget(join(self.out, PREFERENCES_FILE))
         except Exception as error:
             why = why_failed(error)
             self.watch.failed(JUDGE, why)
@@ -189,7 +215,6 @@ class Work:
                 for file in (JUDGED_FILE, PREFERENCES_FILE):  # of other replies, or of another judge
                     forget(join(self.out, file))
             return {"rows": 0, "failed": why}
-        write_table(join(self.out, JUDGED_FILE), judged)
         return {"rows": judged.num_rows}
 
     def _test(self, made_from: str) -> Mapping[str, Any]:
@@ -201,6 +226,8 @@ class Work:
             means = pa.concat_tables([means, means_table(of, metrics, **how)])
             found = pa.concat_tables([found, significance_table(of, self.pairs, metrics, **how)])
         write_table(join(self.out, MEANS_FILE), means)
+        if (preferences := self.preferences()) is not None:
+            write_bytes(join(self.out, CHOICES_FILE), csv_text(choices_table(preferences.to_pylist(), **how)))
         summary = summary_table(turns, means, self.config.metrics)
         write_bytes(join(self.out, SUMMARY_FILE), csv_text(summary))
         write_bytes(join(self.out, SIGNIFICANCE_FILE), csv_text(found))

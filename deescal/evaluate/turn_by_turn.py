@@ -1,11 +1,13 @@
 """The protocols in which a prompt holds earlier replies: rollouts and conversations, a pass of contestants at a time.
 
-<folder>/parts/          ANSWERS as they come, of the officer simulator, too
-<folder>/turns.parquet   TURNS, once all is answered
+<folder>/parts/               ANSWERS as they come
+<folder>/turns.parquet        TURNS, once all is answered
+<folder>/../officer/parts/    ANSWERS of the officer simulator
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -24,9 +26,11 @@ from deescal.score.job import Watch
 from deescal.score.store import read_answers, write_part
 from deescal.score.tables import ANSWERS, pending
 from deescal.score.tasks import REPLIES
+from deescal.serve.client import check_endpoint
 from deescal.storage import exists, join, write_table
 
 TURNS_FILE = "turns.parquet"
+OFFICER_FOLDER = "officer"  # no pass is called so: their names end in a hash
 
 
 AskInto = Callable[[Sequence[Row], str], Mapping[str, Row]]  # REQUESTS, folder of their answers -> as `Ask`
@@ -41,6 +45,7 @@ class Asked:
     endpoint: str | None
     config: ScoreConfig
     engine: str  # import path
+    at_once: Mapping[str, float]  # what engines loaded at the same time ask for, by Ray's names
     stack: ExitStack  # keeps it open
     _ask: AskInto | None = field(default=None, init=False)
 
@@ -60,6 +65,8 @@ class Asked:
         if (url := self.endpoint) is not None:
             from deescal.score.online import ask_online
 
+            check_endpoint(url, self.model, self.config.online.key_env)
+
             def ask_endpoint(requests: Sequence[Row], folder: str) -> Mapping[str, Row]:
                 found: list[Row] = []
                 ask_online(requests, folder, url, self.sampling, self.config.online, partial(_keep, found))
@@ -71,7 +78,7 @@ class Asked:
 
         llm = self.config.llm.model_copy(update={"model": self.model})
         settings = self.config.model_copy(update={"llm": llm})
-        with engines(self.engine, settings, self.sampling, self.contestants) as ask:
+        with engines(self.engine, settings, self.sampling, self.contestants, self.at_once) as ask:
 
             def ask_engines(requests: Sequence[Row], folder: str) -> Mapping[str, Row]:
                 answers = ask(requests)
@@ -84,13 +91,29 @@ class Asked:
 @contextmanager
 def speakers(together: Pass, config: EvaluateConfig) -> Iterator[tuple[Asked, Asked | None]]:
     """The contestants of a pass, and the officer simulator where there is one, both not loaded yet."""
+    first, officer = together.contestants[0], config.officer
+    talks = officer.model is not None and "interactive" in config.protocols
+    loaded = [*([config.generate] if first.endpoint is None else []), *([officer.score] if talks else [])]
+    if talks and officer.endpoint is not None:
+        loaded.remove(officer.score)
+    at_once: Counter[str] = Counter()
+    for score in loaded:
+        at_once.update(score.workers.demand(score.llm.tensor_parallel_size))
     with ExitStack() as stack:
-        first, officer, engine = together.contestants[0], config.officer, config.rollout_engine
-        model = Asked(first.model, together.contestants, first.endpoint, config.generate, engine, stack)
+        model = Asked(
+            first.model,
+            together.contestants,
+            first.endpoint,
+            config.generate,
+            config.rollout_engine,
+            at_once,
+            stack,
+        )
         simulator = None
         if officer.model is not None:
             settings = with_key(officer.score, officer.endpoint, config.keys)
-            simulator = Asked(officer.model, (), officer.endpoint, settings, engine, stack)
+            engine = config.rollout_engine
+            simulator = Asked(officer.model, (), officer.endpoint, settings, engine, at_once, stack)
         yield model, simulator
 
 
@@ -118,25 +141,36 @@ def talk(
     watch: Watch,
     retry_failed: bool,
 ) -> None:
-    """Conversations of one pass with the officer simulator; arguments and resuming as of `roll`."""
+    """Conversations of one pass with the officer simulator; arguments and resuming as of `roll`.
+
+    The officer's lines lie beside the passes, so that the same words get the same line in all of them.
+    """
     if exists(join(folder, TURNS_FILE)) and not retry_failed:
         return
-    known = read_answers(folder)
+    shared = join(folder.rpartition("/")[0], OFFICER_FOLDER)
+    known, known_lines = read_answers(folder), read_answers(shared)
     rows = conversation_items(items, config.officer.n_turns).to_pylist()
     waiting = conversations(rows, model.contestants, config.samples("interactive"))
-    watch.begin(sum(2 * len(c.items) - 1 for c in waiting), len(known))  # the officer's lines are answers, too
-    ask, ask_officer = (partial(_resumed, of, folder, known, retry_failed, watch) for of in (model, officer))
+    watch.begin(sum(len(c.items) for c in waiting), len(known))
+    ask = partial(_resumed, model, folder, known, retry_failed, watch)
+    ask_officer = partial(_resumed, officer, shared, known_lines, retry_failed, None)
     turns = converse(waiting, ask, officer.model, ask_officer)
     write_table(join(folder, TURNS_FILE), to_table(turns, TURNS))
 
 
 def _resumed(
-    asked: Asked, folder: str, known: dict[str, Row], retry_failed: bool, watch: Watch, requests: Sequence[Row]
+    asked: Asked,
+    folder: str,
+    known: dict[str, Row],
+    retry_failed: bool,
+    watch: Watch | None,
+    requests: Sequence[Row],
 ) -> Mapping[str, Row]:
     """Answers to requests, and to all before; only what is not known is asked."""
     if todo := list(pending(requests, known, retry_failed)):
         known.update(asked.answer(todo, folder))
-        watch.answers(to_table([known[r["request_id"]] for r in todo], ANSWERS))
+        if watch is not None:
+            watch.answers(to_table([known[r["request_id"]] for r in todo], ANSWERS))
     return known
 
 

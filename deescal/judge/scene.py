@@ -22,7 +22,7 @@ CUT = "(... cut here ...)"
 SHARE_OF_ONE_TURN = 4  # a turn has at most 1/4 of a budget that does not hold all: the first and last always fit
 
 _PLAIN = str.maketrans("<>[]", "‹›()")
-_HEARD_AS = re.compile(r"\[([A-Z][a-z]+(?: [a-z]+)?)\] +(.*)")  # as `dataset.chat.Line.content` writes it
+HEARD_AS = re.compile(r"\[([A-Z][a-z]+(?: [a-z]+)?)\] +(.*)")  # as `dataset.chat.Line.content` writes it
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _heard(content: str) -> str:
     """A user message, a line a speaker -> 'Officer: ... | Bystander: ...'."""
     said = []
     for line in content.splitlines() or [""]:
-        other = _HEARD_AS.fullmatch(line.strip())
+        other = HEARD_AS.fullmatch(line.strip())
         said.append(f"{other[1]}: {quoted(other[2])}" if other else f"Officer: {quoted(line)}")
     return " | ".join(said)
 

@@ -225,12 +225,10 @@ def judged_rows(judged: Sequence[Row]) -> list[Row]:
     return found
 
 
-def preferred_rows(preferences: Sequence[Row]) -> list[Row]:
-    """A row for each pair that the judge compared, as texts."""
-    from deescal.evaluate.preferences import outcomes
-
+def choice_rows(choices: Sequence[Row]) -> list[Row]:
+    """CHOICES with texts: rate, p."""
     rows = []
-    for of in outcomes(preferences):
+    for of in choices:
         rate = interval_text(100 * of["win_rate"], 100 * of["low"], 100 * of["high"], 1)
         shown = {"rate": f"{rate} %" if known(of["win_rate"]) else f"none: {of['reason']}", "p": p_text(of["p_holm"])}
         rows.append({**of, **shown})
@@ -243,6 +241,8 @@ def calibration_rows(found: Sequence[Calibration]) -> list[Row]:
     return [
         {
             "what": what[of.question],
+            "protocol": of.protocol,
+            "n_incidents": of.n_incidents,
             "n": of.n,
             "value": number(of.value, 2) if known(of.value) else f"none: {of.reason}",
             "agreed": f"{100 * of.agreed:.0f} %" if known(of.agreed) else NOT_KNOWN,

@@ -45,6 +45,7 @@ def write_evaluate_page(run: Mapping[str, Any], out_uri: str) -> str:
     """Write `<out>/report.html` from the files of an evaluation and return its URI. Args: run: of run.json."""
     from deescal.evaluate import steps
     from deescal.evaluate.judging import with_judged
+    from deescal.evaluate.preferences import CHOICES
     from deescal.evaluate.ratings_of_run import read_calibration, read_outcomes
     from deescal.evaluate.significance import SIGNIFICANCE
     from deescal.evaluate.summary import SUMMARY_TABLE
@@ -53,15 +54,15 @@ def write_evaluate_page(run: Mapping[str, Any], out_uri: str) -> str:
     judged_file = join(out_uri, steps.JUDGED_FILE)
     judge = run["config"]["judge"]
     judged = read_table(judged_file) if judge["model"] and exists(judged_file) else None
-    compared = join(out_uri, steps.PREFERENCES_FILE)
-    has_compared = judged is not None and judge["pairwise"] and exists(compared)
+    choices = join(out_uri, steps.CHOICES_FILE)
+    has_chosen = judged is not None and judge["pairwise"] and exists(choices)
     page = render_evaluate_page(
         run,
         turns if judged is None else with_judged(turns, judged),
         findings.read_csv(join(out_uri, steps.SUMMARY_FILE), SUMMARY_TABLE),
         findings.read_csv(join(out_uri, steps.SIGNIFICANCE_FILE), SIGNIFICANCE),
         judged=judged.to_pylist() if judged is not None else [],
-        preferences=read_table(compared).to_pylist() if has_compared else [],
+        choices=findings.read_csv(choices, CHOICES) if has_chosen else [],
         humans=read_outcomes(out_uri),
         calibration=read_calibration(out_uri) if judged is not None else [],
     )
@@ -77,7 +78,7 @@ def render_evaluate_page(
     tests: Sequence[Row],
     *,
     judged: Sequence[Row] = (),
-    preferences: Sequence[Row] = (),
+    choices: Sequence[Row] = (),
     humans: Sequence[Mapping[str, Any]] = (),
     calibration: Sequence[Calibration] = (),
 ) -> str:
@@ -89,7 +90,7 @@ def render_evaluate_page(
         summary: rows of SUMMARY_TABLE.
         tests: rows of SIGNIFICANCE.
         judged: rows of JUDGED.
-        preferences: rows of PREFERENCES.
+        choices: rows of CHOICES.
         humans: what packs came to, as `deescal.evaluate.ratings_of_run.read_outcomes` gives it.
         calibration: the judge against people.
     """
@@ -141,7 +142,7 @@ def render_evaluate_page(
         n_errors=sum(row["n_errors"] for row in summary),
         published=findings.all_published(),
         judged=findings.judged_rows(judged),
-        preferred=findings.preferred_rows(preferences),
+        choices=findings.choice_rows(choices),
         calibration=findings.calibration_rows(calibration),
         humans=[human_tables(outcome) for outcome in humans],
         started=moment(run.get("started_at")),

@@ -43,6 +43,15 @@ class Plan:
         return make_requests(self.inputs, self.task, self.contestants, self.sampling.samples, self.room)
 
 
+def check_room(config: ScoreConfig, max_tokens: int) -> None:
+    """Raises UserError unless a prompt fits beside an answer of so many tokens."""
+    if max_tokens >= config.llm.max_model_len:
+        raise UserError(
+            f"sampling.max_tokens={max_tokens} leaves no room for a prompt in llm.max_model_len="
+            f"{config.llm.max_model_len}"
+        )
+
+
 def make_plan(data: str, task: Task, models: Sequence[str], config: ScoreConfig, endpoint: str | None) -> Plan:
     """Check what was asked for, in the order of what is quick to know.
 
@@ -55,11 +64,7 @@ def make_plan(data: str, task: Task, models: Sequence[str], config: ScoreConfig,
         sampling = sampling.model_copy(update={"max_tokens": task.answer_tokens})
     assert sampling.max_tokens is not None
     config = config.model_copy(update={"llm": config.llm.model_copy(update={"model": contestants[0].model})})
-    if sampling.max_tokens >= config.llm.max_model_len:
-        raise UserError(
-            f"sampling.max_tokens={sampling.max_tokens} leaves no room for a prompt in llm.max_model_len="
-            f"{config.llm.max_model_len}"
-        )
+    check_room(config, sampling.max_tokens)
     inputs = read_inputs(data, task, config.split)
     if task is FEATURES:
         _check_features(contestants, sampling, endpoint)

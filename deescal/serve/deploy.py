@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ from deescal.engine import engine_environment
 from deescal.errors import UserError, one_line
 from deescal.serve.adapters import Adapter, bring_adapter, check_adapter
 from deescal.serve.config import ServeConfig
+from deescal.serve.guard import is_local_host
 from deescal.serve.keys import read_keys
 
 APPLICATION, DEPLOYMENT = "deescal", "Endpoint"
@@ -54,7 +54,7 @@ def prepare(config: ServeConfig) -> ServeConfig:
 
     load_tokenizer(config.llm.model)
     keys = read_keys(config.keys.file)
-    if not keys and not is_loopback(config.http.host):
+    if not keys and not is_local_host(config.http.host):
         raise UserError(
             f"http.host={config.http.host}: without API keys it listens on this machine only; set DEESCAL_API_KEYS or "
             "keys.file, or http.host=127.0.0.1"
@@ -227,13 +227,6 @@ def until_stopped() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_port(host: str, port: int) -> None:

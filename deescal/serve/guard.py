@@ -187,10 +187,15 @@ def check_local(scope: Scope, headers: Headers) -> None:
     The latter is a browser that a page of somebody's has led here (DNS rebinding).
     """
     host = re.sub(r":\d+$", "", headers.get("host", "localhost")).strip("[]")
-    if not (is_loopback((scope.get("client") or [""])[0]) and (host == "localhost" or is_loopback(host))):
+    if not (is_loopback((scope.get("client") or [""])[0]) and is_local_host(host)):
         raise RequestRefused(
             403, "no API key is configured, so only clients of this machine are served", code="loopback_only"
         )
+
+
+def is_local_host(host: str) -> bool:
+    """Whether a host's name or address is this machine's own."""
+    return host == "localhost" or is_loopback(host)
 
 
 def is_loopback(address: str) -> bool:

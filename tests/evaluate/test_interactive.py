@@ -117,6 +117,22 @@ def test_the_officer_knows_the_situation_but_not_the_character() -> None:
     assert said == [{"role": "assistant", "content": "Hi."}, {"role": "user", "content": "Go away."}]
 
 
+def test_others_at_the_scene_are_not_the_officer() -> None:
+    heard = {"role": "user", "content": "[Bystander] He hit me!"}
+    both = {"role": "user", "content": "[Medic] Let me see.\nSit down.\n[Bystander] Arrest him!"}
+    _, *said = officer_messages([heard, reply("Liar!"), both, reply("No.")])
+    assert [(m["role"], m["content"]) for m in said] == [
+        ("user", f"{ARRIVES}\n[Bystander] He hit me!\nLiar!\n[Medic] Let me see."),
+        ("assistant", "Sit down."),
+        ("user", "[Bystander] Arrest him!\nNo."),
+    ]
+    items = items_of("s", system=False).to_pylist()
+    for item in items:
+        item["messages"] = [heard, reply("Liar!"), *item["messages"]]
+    opening = conversation_items(to_table(items, ITEMS), 1).to_pylist()[0]["messages"]
+    assert [m["content"] for m in opening] == ["[Bystander] He hit me!", "Liar!", "O0 s"]
+
+
 def reply(content: str) -> dict[str, str]:
     return {"role": "assistant", "content": content}
 
@@ -144,6 +160,11 @@ def test_only_the_officers_own_words_are_spoken() -> None:
         ("Police Officer: Easy.\nI hear you.", "Easy.\nI hear you."),
         ("Easy.\n\nCivilian: No!\nOfficer: Fine.", "Easy."),
         ("Easy.\n**Civilian**: No!", "Easy."),
+        ("Sir, step out. Civilian: No!", "Sir, step out."),
+        ("Civilian: No!", "..."),
+        ("**Officer:** Easy.", "Easy."),
+        ("[Officer] Easy.", "Easy."),
+        ("Officer Smith is here. He is civilian staff.", "Officer Smith is here. He is civilian staff."),
         ("   ", "..."),
     ):
         assert officer_line(output) == line

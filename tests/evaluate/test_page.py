@@ -13,7 +13,7 @@ from rich.console import Console
 
 from deescal.evaluate.calibration import Calibration
 from deescal.evaluate.metrics import MetricsConfig
-from deescal.evaluate.preferences import PREFERENCES
+from deescal.evaluate.preferences import PREFERENCES, choices_table
 from deescal.evaluate.published import PUBLISHED, published_of
 from deescal.evaluate.significance import SIGNIFICANCE, means_table
 from deescal.evaluate.summary import SUMMARY_TABLE, arrow, csv_text, seconds_a_turn, summary_table
@@ -104,14 +104,17 @@ def test_choices_of_the_judge_and_its_worth_are_tables(made: MadeUp) -> None:
     row: Row = dict.fromkeys(PREFERENCES.names)
     row |= {"a": "x", "b": "y", "seed": 0, "agreed": True}
     chosen = [{**row, "item_id": f"i{n}", "scenario_id": f"i{n}", "winner": "a" if n else "b"} for n in range(9)]
+    chosen.append({**row, "item_id": "i9", "scenario_id": "i9", "winner": "tie", "same_words": True})
     worth = [
-        Calibration("realism", 40, 0.613, math.nan),
-        Calibration("more_real", 2, math.nan, 1.0, "all decisions are the same"),
+        Calibration("p", "teacher_forced", "realism", 40, 9, 0.613, math.nan),
+        Calibration("q", "rollout", "more_real", 2, 1, math.nan, 1.0, "all decisions are the same"),
     ]
-    rows = rows_of(render(made, preferences=chosen, calibration=worth))
-    assert any(r.startswith("x against y 8, 0, 1 88.9") and r.endswith("9 of 9 0 0 0") for r in rows)
-    assert "rank replies alike (Spearman&#39;s rho) 0.61 – 40" in rows
-    assert "prefer the same of two (Cohen&#39;s kappa) none: all decisions are the same 100 % 2" in rows
+    rows = rows_of(render(made, choices=choices_table(chosen).to_pylist(), calibration=worth))
+    line = next(row for row in rows if row.startswith("x against y "))
+    assert line.startswith("x against y 8, 1, 1 1 85.0")
+    assert line.endswith("9 of 9 0 0 0")
+    assert "rank replies alike (Spearman&#39;s rho) teacher forced 0.61 – 40 9" in rows
+    assert "prefer the same of two (Cohen&#39;s kappa) rollout none: all decisions are the same 100 % 2 1" in rows
 
 
 def test_rollouts_are_not_beside_published_numbers() -> None:

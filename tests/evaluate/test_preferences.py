@@ -11,7 +11,14 @@ from scipy.stats import spearmanr
 
 from deescal.evaluate.calibration import calibrate
 from deescal.evaluate.config import JudgingConfig
-from deescal.evaluate.preferences import PREFERENCES, TO_COMPARE, outcomes, read_preferences, rows_to_compare
+from deescal.evaluate.preferences import (
+    PREFERENCES,
+    TO_COMPARE,
+    choices_table,
+    is_same,
+    read_preferences,
+    rows_to_compare,
+)
 from deescal.schema import Row, to_table
 
 from .test_protocols import turn, turns_table
@@ -25,12 +32,16 @@ def test_each_pair_is_asked_in_both_orders_about_lines_that_all_answered() -> No
     rows += [turn("s0-0-1", m, "x", protocol="rollout") for m in "abc"]
     found = rows_to_compare(turns_table(rows), [("a", "b"), ("c", "a")], JudgingConfig(model="j", n_items=9))
     asked = {(r["item_id"], r["a"], r["b"], r["a_first"], r["first"], r["second"]) for r in found}
-    assert len(asked) == len(found) == 4 + 6
+    assert len(asked) == len(found) == 2 * (3 + 3)
     assert ("s1-0-0", "c", "a", True, "c 0", "a 0") in asked
     assert ("s1-0-0", "c", "a", False, "a 0", "c 0") in asked
     assert not any(r["item_id"] == "s0-0-0" for r in found)
-    assert not any(r["item_id"] == "s0-0-1" and r["b"] == "b" for r in found)
+    assert {(r["item_id"], r["b"]) for r in found if is_same(r)} == {("s0-0-1", "b")}
     to_table(found, TO_COMPARE)
+
+
+def choices(rows: list[Row]) -> list[Row]:
+    return choices_table(rows).to_pylist()
 
 
 def answers(item: str, forward: str | None, swapped: str | None, **more: object) -> list[Row]:
@@ -62,7 +73,7 @@ def test_a_winner_wins_in_both_orders() -> None:
         ("i", 1, "tie", None),
     ]
     assert rows[3]["error"] == "HTTP 500"
-    (found,) = outcomes(rows)
+    (found,) = choices(rows)
     assert [found[n] for n in ("n", "wins", "ties", "losses", "unread", "agreed", "first", "second")] == [
         *(5, 1, 2, 1, 1, 3, 1, 0)
     ]
@@ -78,19 +89,20 @@ def test_who_wins_nearly_always_wins_significantly_and_a_coin_does_not() -> None
     rng = random.Random(3)
     rows = [preference(f"i{i}", "a" if i % 8 else "b") for i in range(40)]
     rows += [preference(f"i{i}", rng.choice(["a", "b", "tie"]), b="c") for i in range(40)]
-    better, coin = outcomes(rows)
+    better, coin = choices(rows)
     assert better["win_rate"] == 35 / 40
     assert better["low"] < 35 / 40 < better["high"] < 1
     assert better["p"] <= better["p_holm"] < 0.001
     assert coin["p_holm"] > 0.05
-    (none,) = outcomes([preference("i", None)])
+    (none,) = choices([preference("i", None)])
     assert math.isnan(none["win_rate"])
     assert none["reason"]
 
 
 def rating(item: str, value: float, model: str = "a", **more: object) -> Row:
     row = {"item_id": item, "protocol": "teacher_forced", "model": model, "seed": 0, "value": value, "counted": True}
-    return {**row, "question": "realism", "model_b": None, "seed_b": None, **more}
+    row |= {"question": "realism", "model_b": None, "seed_b": None, "pack_id": "p", "scenario_id": item}
+    return {**row, "incident_id": None, **more}
 
 
 def judged(item: str, score: float | None, model: str = "a") -> Row:
@@ -111,7 +123,8 @@ def test_a_judge_is_ranked_against_the_mean_of_the_people() -> None:
     ratings += [rating("i0", 5, counted=False), rating("i9", 5)]  # inattentive; not judged
     rows = [judged(f"i{n}", score) for n, score in enumerate(scores)] + [judged("i8", 3.0), judged("i9", None)]
     (found,) = calibrate(rows, [], ratings)
-    assert (found.question, found.n) == ("realism", 6)
+    assert (found.pack_id, found.protocol, found.question) == ("p", "teacher_forced", "realism")
+    assert (found.n, found.n_incidents) == (6, 6)
     assert found.value == pytest.approx(spearmanr(people, scores).statistic)
 
 
@@ -138,3 +151,12 @@ def test_choices_of_judge_and_people_are_compared_whoever_stands_first() -> None
     assert (of.question, of.n, of.agreed) == ("more_real", 4, 0.75)
     assert of.value == pytest.approx((0.75 - 5 / 16) / (1 - 5 / 16))
     assert calibrate([], [], []) == []
+
+
+def test_packs_are_not_pooled() -> None:
+    rows = [judged(f"i{n}", n) for n in range(6)]
+    ratings = [rating(f"i{n}", n) for n in range(6)] + [rating(f"i{n}", -n, pack_id="q") for n in range(4)]
+    assert [(of.pack_id, of.n, of.value) for of in calibrate(rows, [], ratings)] == [
+        ("p", 6, pytest.approx(1)),
+        ("q", 4, pytest.approx(-1)),
+    ]

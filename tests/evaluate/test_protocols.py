@@ -255,21 +255,19 @@ def test_samples_of_a_judge_are_averaged_and_the_unread_counted() -> None:
 def test_lost_and_doubled_rows_are_a_bug_that_is_said() -> None:
     items = pa.table({"item_id": ["s0-0-1", "s0-0-2"]})
     good = [turn(item, m) for item in items["item_id"].to_pylist() for m in "ab"]
-    check_complete(turns_table(good), items, 1)
+    others = [turn(item, "a", protocol="rollout") for item in items["item_id"].to_pylist()]
+    check_complete(turns_table([*good, *others]), "teacher_forced", "ab", items, 1)
     other = turn("s0-0-3", "b")
-    for rows, samples, says in (
-        (good[1:], 1, "teacher_forced, a: 1 rows are missing"),
-        ([*good, good[0]], 1, "teacher_forced, a: 1 rows are there twice"),
-        ([*good[:3], other], 1, "teacher_forced, b: 1 rows are missing, 1 rows are of no item"),
-        (good, 2, "teacher_forced, a: 2 rows are missing"),
-        (
-            [*good, *(turn(r["item_id"], "a", protocol="rollout") for r in good[::2])],
-            1,
-            "rollout, b: 2 rows are missing",
-        ),
+    for rows, protocol, samples, says in (
+        (good[1:], "teacher_forced", 1, "teacher_forced, a: 1 rows are missing"),
+        ([*good, good[0]], "teacher_forced", 1, "teacher_forced, a: 1 rows are there twice"),
+        ([*good[:3], other], "teacher_forced", 1, "teacher_forced, b: 1 rows are missing, 1 rows are of no item"),
+        (good, "teacher_forced", 2, "teacher_forced, a: 2 rows are missing"),
+        ([*good, *others], "rollout", 1, "rollout, b: 2 rows are missing"),
+        (good, "interactive", 1, "interactive, a: 2 rows are missing"),
     ):
         with pytest.raises(RuntimeError, match=says):
-            check_complete(turns_table(rows), items, samples)
+            check_complete(turns_table(rows), protocol, "ab", items, samples)
 
 
 def test_stored_rows_have_the_names_that_models_are_asked_by() -> None:

@@ -55,7 +55,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     }
     environment.pop("RAY_ADDRESS", None)
     environment["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="serve")  # short, as sockets' names are
-    command = [sys.executable, "-m", "deescal", "serve", "--model", MODEL, *options, f"http.port={port}"]
+    # One adapter in memory at a time, so that every test with two of them has the other evicted and read again.
+    settings = [f"http.port={port}", "lora.max_loras=1", "lora.max_cpu_loras=1"]
+    command = [sys.executable, "-m", "deescal", "serve", "--model", MODEL, *options, *settings]
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True, env=environment)
     try:

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
+from bench.metrics import real_pairs
 from deescal.models import resolve
+from tests.conftest import ROOT
 
 from .conftest import KEY, MODEL, OTHER_KEY, Served
 from .lora import write_adapter
@@ -125,9 +127,15 @@ def test_a_rehearsal_is_the_chat_that_training_has(served: Served) -> None:
 
 
 @pytest.fixture(scope="module")
-def prompts(request: pytest.FixtureRequest) -> list[list[dict[str, str]]]:
-    """Twenty: made-up lines after each other's answers."""
+def prompts() -> list[list[dict[str, str]]]:
+    """Twenty: of real held-out conversations where they are, else made-up lines after each other's answers."""
     chats = []
+    if (archive := ROOT.parent / "shared" / "data" / "deescalwild" / "deescalwild-csv.tar.xz").is_file():
+        said = real_pairs(archive, 40)  # (next turn, turn), from all over the test scenarios
+        for (reply, line), (_, answer) in zip(said[::2], said[1::2], strict=True):
+            turns = zip(("user", "assistant", "user"), (line, reply, answer), strict=True)
+            chats.append([{"role": role, "content": text} for role, text in turns])
+        return chats
     for i in range(20):
         first, second = LINES[i % len(LINES)], LINES[(i * 3 + 1) % len(LINES)]
         chat = [{"role": "user", "content": first}]
@@ -181,6 +189,22 @@ def _shortfalls(prompts: list[Any], replies: list[str], adapter: str | None) -> 
         for i, token in enumerate(tail):
             at = row[len(head) + i - 1]
             yield float(at.max() - at[token])
+
+
+def test_adapters_that_do_not_fit_together_are_read_again_when_asked(served: Served) -> None:
+    """The endpoint holds one adapter at a time (`served`): each question after another's evicts it."""
+    with served.client() as client:
+
+        def ask(model: str) -> str:
+            answer = client.post("/v1/chat/completions", json=say(LINES[1], model)).json()
+            return answer["choices"][0]["message"]["content"]
+
+        models = ("tuned-1", "tuned-2", MODEL)
+        first = [ask(model) for model in models]
+        assert len(set(first)) == 3
+        assert [ask(model) for model in models * 2] == first * 2
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(ask, models * 2)) == first * 2
 
 
 def test_an_adapter_comes_and_goes_under_traffic_and_no_request_fails(served: Served, tmp_path: Path) -> None:

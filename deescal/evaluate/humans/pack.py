@@ -45,6 +45,7 @@ class Origin:
     incident_id: str | None = None
     systems: tuple[str, ...] = ()  # in the order of Shown.replies
     seeds: tuple[int | None, ...] = ()  # of their generation; null for the real reply
+    words: tuple[str, ...] = ()  # fingerprints of the replies, by which they are known again
     answer: str | None = None  # of an attention check, to each question
 
 
@@ -110,7 +111,8 @@ def _blind(
             ids.append(_new_id(shown, rng))
             line, seeds = item.line, tuple(reply.seed for reply in item.replies)
             shown[ids[-1]] = show(turns, item, config)
-            key[ids[-1]] = Origin(raters, line.item_id, line.scenario_id, line.incident_id, item.systems, seeds)
+            words = tuple(fingerprint(reply.text) for reply in item.replies)
+            key[ids[-1]] = Origin(raters, line.item_id, line.scenario_id, line.incident_id, item.systems, seeds, words)
         for name in raters:
             rated[name].append(ids)
     if idle := [name for name, ids in rated.items() if not ids]:

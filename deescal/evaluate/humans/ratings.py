@@ -33,8 +33,10 @@ RATINGS = pa.schema(
         "protocol": pa.string(),
         "model": pa.string(),  # whose value it is; "reference" is the real reply
         "seed": pa.int64(),  # of the reply; null for the real one
+        "words": pa.string(),  # fingerprint of the reply
         "model_b": pa.string(),  # pairwise: the other, later in the alphabet; null in the Likert form
         "seed_b": pa.int64(),
+        "words_b": pa.string(),
         "question": pa.string(),  # realism, helpfulness, more_real
         "choice": pa.string(),  # as in the sheet
         "value": pa.float64(),  # Likert: 1 to 5; pairwise: 1 for model, 0 for model_b, 0.5 for no difference
@@ -178,8 +180,9 @@ def _rows(key: Mapping[str, Any], answers: Iterable[Answers], raters: Mapping[st
         origin = key["items"][given.rated_id]
         if origin["item_id"] is None:
             continue
-        order = sorted(zip(origin["systems"], origin["seeds"], "AB", strict=False))
-        (model, seed, side), (model_b, seed_b, _) = order[0], order[1] if order[1:] else (None, None, None)
+        order = sorted(zip(origin["systems"], origin["seeds"], origin["words"], "AB", strict=False))
+        model, seed, words, side = order[0]
+        model_b, seed_b, words_b, _ = order[1] if order[1:] else (None,) * 4
         for question, choice in given.choices.items():
             yield {
                 "pack_id": key["pack_id"],
@@ -189,8 +192,10 @@ def _rows(key: Mapping[str, Any], answers: Iterable[Answers], raters: Mapping[st
                 "protocol": key["config"]["protocol"],
                 "model": model,
                 "seed": seed,
+                "words": words,
                 "model_b": model_b,
                 "seed_b": seed_b,
+                "words_b": words_b,
                 "question": question,
                 "choice": choice,
                 "value": float(choice) if model_b is None else {side: 1.0, "tie": 0.5}.get(choice, 0.0),

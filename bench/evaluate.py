@@ -1,0 +1,88 @@
+"""A finished evaluation against the reference's way: one `transformers.generate` a turn, each pair scored by itself.
+
+    python -m bench.evaluate --run OUT [--turns 24] [--contestant LABEL]
+
+The turns are spread evenly over those of one contestant; the reference's way answers and scores them one by one, on
+the same cores, its model and scorers loaded before. Ours is the whole evaluation's time over all its replies: of the
+steps generate (engine start included), score, test and report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bench.metrics import PLAIN, evaluate_rouge
+from deescal.config import load_config
+from deescal.dataset.chat import load_tokenizer, render
+from deescal.engine import resolve_dtype
+from deescal.evaluate.config import EvaluateConfig
+from deescal.evaluate.wordnet import load_wordnet
+from deescal.models import resolve
+from deescal.schema import Row
+
+OUR_STEPS = ("generate", "score", "test", "report")
+
+
+def references_way(rows: list[Row], contestant: dict[str, Any], config: EvaluateConfig) -> dict[str, float]:
+    """Seconds a turn: of generating, and of scoring."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    dtype = getattr(torch, resolve_dtype(config.generate.llm.dtype))
+    model = AutoModelForCausalLM.from_pretrained(resolve(contestant["model"]), dtype=dtype).eval()
+    if contestant["adapter"]:
+        model = PeftModel.from_pretrained(model, contestant["adapter"]["uri"])
+    tokenizer = load_tokenizer(contestant["model"])
+    load_wordnet()
+    rouge = evaluate_rouge() or PLAIN["rouge_l"]
+    for way in (*PLAIN.values(), rouge):
+        way(("warm up", "warm up"))
+    generating = scoring = 0.0
+    for row in rows:
+        began = time.perf_counter()
+        text = render(row["messages"], tokenizer, add_generation_prompt=True)
+        ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
+        with torch.no_grad():
+            out = model.generate(ids, do_sample=False, max_new_tokens=config.generate.sampling.max_tokens or 128)
+        reply = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        generating += time.perf_counter() - began
+        began = time.perf_counter()
+        pair = (row["reference"], reply)
+        rouge(pair)
+        for name in ("bleu_4", "meteor", "bertscore"):
+            PLAIN[name](pair)
+        scoring += time.perf_counter() - began
+    return {"generate": generating / len(rows), "score": scoring / len(rows)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True, type=Path)
+    parser.add_argument("--turns", type=int, default=24)
+    parser.add_argument("--contestant", help="label; the first one of an engine if not given")
+    args = parser.parse_args()
+    run = json.loads((args.run / "run.json").read_text())
+    config = load_config(str(args.run / "config.json"), EvaluateConfig)
+    here = [c for c in run["contestants"] if not c["endpoint"] and args.contestant in (None, c["label"])]
+    turns = pq.read_table(args.run / "turns.parquet")
+    turns = turns.filter((pc.field("protocol") == "teacher_forced") & (pc.field("model") == here[0]["label"]))
+    rows = turns.select(["messages", "reference"]).to_pylist()
+    sample = [rows[i * len(rows) // args.turns] for i in range(min(args.turns, len(rows)))]
+    theirs = references_way(sample, here[0], config)
+    ours = {name: run["seconds"].get(name, 0.0) / run["rows"] for name in OUR_STEPS}
+    for name, seconds in (("ours", ours), ("the reference's way", theirs)):
+        parts = ", ".join(f"{step} {s:.3f}" for step, s in seconds.items())
+        print(f"{name}: {sum(seconds.values()):.3f} s a turn ({parts})")
+    print(f"{sum(theirs.values()) / sum(ours.values()):.1f} times as fast, over {run['rows']:,} replies")
+
+
+if __name__ == "__main__":
+    main()
