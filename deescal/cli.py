@@ -227,7 +227,8 @@ def models_list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from deescal.models import MANIFEST, REGISTRY, model_folder
+    from deescal.models import MANIFEST, model_folder
+    from deescal.registry import REGISTRY
 
     table = Table(box=None)
     for column in ("name", "task", "licence", "comes from", "here", "note"):
@@ -246,7 +247,8 @@ def models_fetch(
     profile: Annotated[Literal["local"] | None, typer.Option(help="All models of a profile.")] = None,
 ) -> None:
     """Bring models into the cache, check their SHA-256, convert them once; offline from then on."""
-    from deescal.models import LOCAL_PROFILE, fetch
+    from deescal.models import fetch
+    from deescal.registry import LOCAL_PROFILE
 
     require(names or profile, "give model names, or --profile local")
     for name in [*(names or []), *(LOCAL_PROFILE if profile else ())]:
@@ -259,7 +261,8 @@ def models_verify(
     names: Annotated[list[str] | None, typer.Argument(help="Names; default: all that are here.")] = None,
 ) -> None:
     """Hash the cached files again; exit 1 when one is damaged."""
-    from deescal.models import MANIFEST, REGISTRY, model_folder, verify
+    from deescal.models import MANIFEST, model_folder, verify
+    from deescal.registry import REGISTRY
 
     chosen = names or [name for name in REGISTRY if (model_folder(name) / MANIFEST).is_file()]
     outcomes = {name: verify(name) for name in chosen}

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from deescal.models import LOCAL_PROFILE, MANIFEST, cache_folder, model_folder
+from deescal.models import MANIFEST, cache_folder, model_folder
+from deescal.registry import LOCAL_PROFILE
 from deescal.versions import installed_version
 
 # Distributions; of a tuple any one will do.

@@ -14,7 +14,7 @@ import pytest
 
 from deescal import models
 from deescal.errors import UserError
-from deescal.models import Model, Packaged
+from deescal.registry import LOCAL_PROFILE, REGISTRY, Model, Packaged
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         extras=("config.json",),
     )
     bad = Packaged(good.requirements, good.parts, "0" * 64, "model.bin")
-    monkeypatch.setitem(models.REGISTRY, "toy", Model("toy", "asr", "MIT", "", good))
-    monkeypatch.setitem(models.REGISTRY, "forged", Model("forged", "asr", "MIT", "", bad))
+    monkeypatch.setitem(REGISTRY, "toy", Model("toy", "asr", "MIT", "", good))
+    monkeypatch.setitem(REGISTRY, "forged", Model("forged", "asr", "MIT", "", bad))
     return tmp_path
 
 
@@ -119,7 +119,7 @@ def test_a_hub_model_is_told_by_its_commit(shop: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(shop / "hub"))
-    monkeypatch.setitem(models.REGISTRY, "far", Model("far", "llm", "MIT", "", hub_id="org/toy"))
+    monkeypatch.setitem(REGISTRY, "far", Model("far", "llm", "MIT", "", hub_id="org/toy"))
     models._hub_commit.cache_clear()
     assert models.identity("far") == "far@c0ffeec0ffee"
     assert models.identity("org/toy") == "org/toy@c0ffeec0ffee"
@@ -137,6 +137,6 @@ def test_a_hub_model_is_told_by_its_commit(shop: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("name", models.LOCAL_PROFILE)
+@pytest.mark.parametrize("name", LOCAL_PROFILE)
 def test_the_local_profile_is_here_and_sound(name: str) -> None:
     assert models.verify(name) == "ok"

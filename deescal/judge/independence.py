@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deescal.errors import UserError
-from deescal.models import REGISTRY, model_folder
+from deescal.models import model_folder
+from deescal.registry import REGISTRY
 
 # Notes of what a folder was tuned from: of `deescal train`, of PEFT.
 NOTES = (("base.json", "model"), ("adapter_config.json", "base_model_name_or_path"))

@@ -16,7 +16,8 @@ from typing import Any
 
 from deescal.dataset.chat import template_values
 from deescal.errors import UserError, one_line
-from deescal.models import MANIFEST, REGISTRY, identity, model_folder, resolve
+from deescal.models import MANIFEST, identity, model_folder, resolve
+from deescal.registry import REGISTRY
 from deescal.train.config import TrainConfig
 
 TRAIN_CONFIG = "train_config.json"
