@@ -11,7 +11,7 @@ from math import ceil
 from typing import Any, TypeVar
 
 from deescal.config import Config
-from deescal.errors import UserError
+from deescal.errors import UserError, one_line
 from deescal.storage import exists, is_local
 
 T = TypeVar("T")
@@ -140,3 +140,14 @@ def _silent_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nothing)
+
+
+def why_failed(error: Exception) -> str:
+    """One line, of a user's error or of an engine that did not load; what is neither is a bug and goes on."""
+    if isinstance(error, UserError):
+        return str(error)
+    if type(error).__module__.startswith("ray."):
+        # Ray's text is the worker's traceback, with the error itself at its end.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return f"its engine failed: {lines[-1] if lines else one_line(error)}"
+    raise error

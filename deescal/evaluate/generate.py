@@ -13,8 +13,9 @@ from typing import TypedDict
 
 import pyarrow as pa
 
+from deescal.cluster import why_failed
 from deescal.config import fingerprint
-from deescal.errors import UserError, one_line
+from deescal.errors import UserError
 from deescal.evaluate.config import PROTOCOLS, EvaluateConfig, ProtocolName
 from deescal.evaluate.contestants import Contestant, Pass, check_contestant, passes, with_key
 from deescal.evaluate.interactive import OFFICER_VERSION
@@ -96,17 +97,6 @@ def generate(
     if not files:
         raise UserError(f"no contestant can be asked: {next(iter(failed.values()))}")
     return Generated(files, failed, weights)
-
-
-def why_failed(error: Exception) -> str:
-    """One line, of a user's error or of an engine that did not load; what is neither is a bug and goes on."""
-    if isinstance(error, UserError):
-        return str(error)
-    if type(error).__module__.startswith("ray."):
-        # Ray's text is the worker's traceback, with the error itself at its end.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return f"its engine failed: {lines[-1] if lines else one_line(error)}"
-    raise error
 
 
 def _places(together: Pass, config: EvaluateConfig) -> list[Replies]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deescal import __version__
+from deescal.cluster import why_failed
 from deescal.config import fingerprint
 from deescal.evaluate import judging
 from deescal.evaluate.config import STEPS, EvaluateConfig, StepName
@@ -22,7 +23,6 @@ from deescal.evaluate.generate import (
     generate,
     officer_folder,
     read_turns,
-    why_failed,
 )
 from deescal.evaluate.interactive import conversation_items
 from deescal.evaluate.metrics import score_pairs, signatures

@@ -15,6 +15,8 @@ from functools import partial
 
 import pyarrow as pa
 
+from deescal.cluster import why_failed
+from deescal.errors import UserError
 from deescal.evaluate.config import EvaluateConfig
 from deescal.evaluate.contestants import Contestant, Pass, with_key
 from deescal.evaluate.interactive import conversation_items, conversations, converse
@@ -31,7 +33,6 @@ from deescal.storage import exists, join, write_table
 
 TURNS_FILE = "turns.parquet"
 OFFICER_FOLDER = "officer"  # no pass is called so: their names end in a hash
-
 
 AskInto = Callable[[Sequence[Row], str], Mapping[str, Row]]  # REQUESTS, folder of their answers -> as `Ask`
 
@@ -91,28 +92,18 @@ class Asked:
 @contextmanager
 def speakers(together: Pass, config: EvaluateConfig) -> Iterator[tuple[Asked, Asked | None]]:
     """The contestants of a pass, and the officer simulator where there is one, both not loaded yet."""
-    first, officer = together.contestants[0], config.officer
+    first, officer, engine = together.contestants[0], config.officer, config.rollout_engine
     talks = officer.model is not None and "interactive" in config.protocols
-    loaded = [*([config.generate] if first.endpoint is None else []), *([officer.score] if talks else [])]
-    if talks and officer.endpoint is not None:
-        loaded.remove(officer.score)
+    here = [config.generate] if first.endpoint is None else []
+    here += [officer.score] if talks and officer.endpoint is None else []
     at_once: Counter[str] = Counter()
-    for score in loaded:
+    for score in here:
         at_once.update(score.workers.demand(score.llm.tensor_parallel_size))
     with ExitStack() as stack:
-        model = Asked(
-            first.model,
-            together.contestants,
-            first.endpoint,
-            config.generate,
-            config.rollout_engine,
-            at_once,
-            stack,
-        )
+        model = Asked(first.model, together.contestants, first.endpoint, config.generate, engine, at_once, stack)
         simulator = None
         if officer.model is not None:
             settings = with_key(officer.score, officer.endpoint, config.keys)
-            engine = config.rollout_engine
             simulator = Asked(officer.model, (), officer.endpoint, settings, engine, at_once, stack)
         yield model, simulator
 
@@ -153,7 +144,13 @@ def talk(
     waiting = conversations(rows, model.contestants, config.samples("interactive"))
     watch.begin(sum(len(c.items) for c in waiting), len(known))
     ask = partial(_resumed, model, folder, known, retry_failed, watch)
-    ask_officer = partial(_resumed, officer, shared, known_lines, retry_failed, None)
+
+    def ask_officer(requests: Sequence[Row]) -> Mapping[str, Row]:
+        try:
+            return _resumed(officer, shared, known_lines, retry_failed, None, requests)
+        except Exception as error:
+            raise UserError(f"the officer simulator: {why_failed(error)}") from error
+
     turns = converse(waiting, ask, officer.model, ask_officer)
     write_table(join(folder, TURNS_FILE), to_table(turns, TURNS))
 

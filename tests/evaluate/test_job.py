@@ -28,7 +28,7 @@ from deescal.judge.realism import CRITERIA
 from deescal.report.evaluate_findings import read_csv
 from deescal.schema import Row
 from tests.conftest import ROOT
-from tests.serve.fake_server import FakeServer, Handler, fail, reply
+from tests.serve.fake_server import FakeServer, Handler, fail, raw, reply
 from tests.serve.lora import write_adapter
 from tests.train.tiny import write_dataset, write_model
 
@@ -36,14 +36,17 @@ FLAWLESS = json.dumps({c.name: {"evidence": "", "points": 0} for c in CRITERIA})
 QUICK = ["metrics.metrics=[rouge_l, bleu_4]", "metrics.workers=1", "test.n_resamples=200", "generate.online.retries=0"]
 
 
+MODELS = ("good", "bad", "third", "judge", "officer")
+
+
 class Api(FakeServer):
     """`good` repeats the officer's last word as the tiny dataset's civilians do, `bad` never does, `judge` judges.
 
-    `officer` says how often the civilian has spoken.
+    `third` says no, `officer` how often it heard something.
     """
 
     def __init__(self) -> None:
-        super().__init__(then=self.answer, models=("good", "bad", "judge", "officer"))
+        super().__init__(then=self.answer, models=MODELS)
         self.refused: set[str] = set()  # last messages
         self.slow = ""  # model that takes its time
         self.broken = False  # the judge is
@@ -56,6 +59,8 @@ class Api(FakeServer):
             first = "know" not in said.partition("<second>")[0].partition("<first>")[2]
             answer = json.dumps({"because": "", "better": "first" if first else "second"}) if pair else FLAWLESS
             act = fail(500, "no") if self.broken else reply(answer)
+        elif fields["model"] == "third":
+            act = reply("No.")
         elif fields["model"] == "officer":
             act = reply(f"Officer: line {sum(m['role'] == 'user' for m in fields['messages'])}")
         elif said in self.refused:
@@ -536,6 +541,40 @@ def test_conversations_are_played_judged_and_taken_up_again(tmp_path: Path, data
     assert len(list((out / "interactive").iterdir())) == 2
 
 
+def test_an_officer_that_is_gone_costs_conversations_only(tmp_path: Path, data: str, api: Api) -> None:
+    out = tmp_path / "out"
+    talk = ("protocols=[teacher_forced, interactive]", "officer.model=officer", f"officer.endpoint={api.url}")
+    compare(data, out, api, *talk, "officer.n_turns=2")
+    everybody = api.models
+    api.models = raw(json.dumps({"object": "list", "data": [{"id": m} for m in MODELS[:-1]]}).encode())
+    ended = compare(data, out, api, *talk, "officer.n_turns=2", models="good,bad,third")
+    (who,) = ended.failed
+    assert who == "third in interactive"
+    assert ended.failed[who].startswith("the officer simulator: ")
+    assert {(r["protocol"], r["model"]) for r in turns_of(out)} == {
+        *(("teacher_forced", m) for m in ("good", "bad", "third")),
+        *(("interactive", m) for m in ("good", "bad")),
+    }
+    assert not ended.run["errors"]
+    api.models = everybody
+    ended = compare(data, out, api, *talk, "officer.n_turns=2", models="good,bad,third")
+    assert not ended.failed
+    # Nobody's words are asked about twice, whoever said them.
+    lines = [json.dumps(fields["messages"]) for fields in api.asked("officer")]
+    assert len(lines) == len(set(lines))
+
+
+def test_another_officer_since_is_not_judged_as_the_one_before(tmp_path: Path, data: str, api: Api) -> None:
+    out = tmp_path / "out"
+    talk = ("protocols=[interactive]", "officer.model=officer", f"officer.endpoint={api.url}")
+    compare(data, out, api, *talk, "officer.n_turns=2")
+    stored = json.loads((out / "config.json").read_text())
+    stored["officer"]["n_turns"] = 3  # as a run that was stopped before it asked leaves it
+    (out / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="other replies than those that are there"):
+        evaluate_from(str(out), "score", load_config(str(out / "config.json"), EvaluateConfig))
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "evaluate").glob("*.yaml")), ids=lambda file: file.stem)
 def test_shipped_configs_are_valid(file: Path) -> None:
     found = load_config(str(file), EvaluateConfig)
@@ -549,6 +588,10 @@ def test_conversations_need_an_officer_that_is_there(tmp_path: Path, data: str, 
     talk = ("protocols=[interactive]", f"officer.endpoint={api.url}", "officer.model=nobody")
     with pytest.raises(UserError, match="nobody"):
         compare(data, tmp_path / "out", api, *talk)
+    with pytest.raises(UserError, match="leaves no room for a prompt"):
+        compare(data, tmp_path / "out", api, *talk[:2], "officer.model=officer", "officer.score.llm.max_model_len=64")
+    with pytest.raises(UserError, match=r"judge\.pairwise needs protocol teacher_forced"):
+        config(*talk, "judge.pairwise=true")
     assert not api.seen
 
 

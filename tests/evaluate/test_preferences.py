@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from scipy.stats import spearmanr
 
+from deescal.config import fingerprint
 from deescal.evaluate.calibration import calibrate
 from deescal.evaluate.config import JudgingConfig
+from deescal.evaluate.humans.ratings import RATINGS
+from deescal.evaluate.judging import JUDGED
 from deescal.evaluate.preferences import (
     PREFERENCES,
     TO_COMPARE,
@@ -19,7 +23,9 @@ from deescal.evaluate.preferences import (
     read_preferences,
     rows_to_compare,
 )
+from deescal.evaluate.ratings_of_run import read_calibration
 from deescal.schema import Row, to_table
+from deescal.storage import write_json, write_table
 
 from .test_protocols import turn, turns_table
 
@@ -160,3 +166,23 @@ def test_packs_are_not_pooled() -> None:
         ("p", 6, pytest.approx(1)),
         ("q", 4, pytest.approx(-1)),
     ]
+
+
+def test_ratings_of_replies_that_were_replaced_since_are_left_out(tmp_path: Path) -> None:
+    """As by another adapter under the same label."""
+    rows = [turn(f"s-0-{n}", "a", f"reply {n}") for n in range(4)]
+    run = str(tmp_path)
+    write_table(f"{run}/turns.parquet", turns_table(rows))
+    kept = {name: rows[0][name] for name in ("scenario_id", "incident_id")}
+    counts = {"n_read": 1, "n_unread": 0, "unsupported": 0}
+    scores = [{**judged(r["item_id"], n), **kept, **counts} for n, r in enumerate(rows)]
+    write_table(f"{run}/judged.parquet", to_table(scores, JUDGED))
+    people = [
+        rating(r["item_id"], n, rater="r1", rated_id=str(n), choice="", words=fingerprint(r["reply"]), words_b=None)
+        for n, r in enumerate(rows)
+    ]
+    people[3]["words"] = fingerprint("what another adapter said")
+    write_table(f"{run}/humans/p/ratings.parquet", to_table(people, RATINGS))
+    for model, n in (("j", 3), (None, 0)):
+        write_json(f"{run}/config.json", {"judge": {"model": model, "pairwise": False}})
+        assert [of.n for of in read_calibration(run)] == [n] * bool(n)
