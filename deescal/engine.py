@@ -71,7 +71,8 @@ def engine_arguments(config: LlmConfig, *, on_cpu: bool, lora: LoraSlots | None 
     }
     if on_cpu:
         cache = int(config.kv_cache_gib * 2**30)
-        return {**arguments, "block_size": 32, "kv_cache_memory_bytes": cache, "enforce_eager": True}
+        quick = {"worker_extension_cls": "deescal.lora_on_cpu.Extension"} if lora else {}
+        return {**arguments, **quick, "block_size": 32, "kv_cache_memory_bytes": cache, "enforce_eager": True}
     return {**arguments, "gpu_memory_utilization": config.gpu_memory_utilization}
 
 
