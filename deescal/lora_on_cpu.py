@@ -5,7 +5,7 @@ with one adapter gave 0.4 replies a second to long conversations, and gives 6 wi
 adapter for requests that have none (index -1): the base speaks with another's words where all slots are taken. Here
 the tokens of each adapter go through its weights together, and those of the base through nothing.
 
-`deescal.engine.engine_arguments` names `Extension` to vLLM, whose import in the process of the model puts this in place.
+`deescal.engine.engine_arguments` names `Extension` to vLLM, whose import where the model is puts this in place.
 """
 
 from __future__ import annotations
