@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from rich.table import Table
 
 from deescal.report.page import clock
 from deescal.score.job import Ended, Watch
+
+SAY_EVERY_S = 30.0  # a line of a log, which has no line that moves
 
 
 class Terminal(Watch):
@@ -32,6 +35,7 @@ class Terminal(Watch):
             disable=not self.console.is_terminal,
         )
         self._bar = self._progress.add_task("requests", detail="starting")
+        self._said_s = time.monotonic()
 
     def __enter__(self) -> Terminal:
         return self
@@ -49,6 +53,11 @@ class Terminal(Watch):
         self._errors += answers.num_rows - answers["error"].null_count
         detail = f"{self._errors:,} error(s)" if self._errors else ""
         self._progress.update(self._bar, advance=answers.num_rows, detail=detail)
+        if not self.console.is_terminal and time.monotonic() - self._said_s >= SAY_EVERY_S:
+            self._said_s, task = time.monotonic(), self._progress.tasks[self._bar]
+            left = f", {clock(task.time_remaining)} left" if task.time_remaining else ""
+            said = f"  {task.completed:,.0f} of {task.total or 0:,.0f}{left}{detail and f', {detail}'}"
+            self.console.print(said, style="dim", highlight=False)
 
 
 def show_ended(ended: Ended, console: Console) -> None:
