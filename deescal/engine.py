@@ -72,7 +72,11 @@ def engine_arguments(config: LlmConfig, *, on_cpu: bool, lora: LoraSlots | None 
     if on_cpu:
         cache = int(config.kv_cache_gib * 2**30)
         quick = {"worker_extension_cls": "deescal.lora_on_cpu.Extension"} if lora else {}
-        return {**arguments, **quick, "block_size": 32, "kv_cache_memory_bytes": cache, "enforce_eager": True}
+        # vLLM 0.32 dies of a prompt read in parts whose request has a seed: it rewinds a generator, which on a CPU
+        # cannot be. So prompts are read whole.
+        whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(config.max_model_len, 4096)}
+        fixed = {"block_size": 32, "kv_cache_memory_bytes": cache, "enforce_eager": True}
+        return {**arguments, **quick, **whole, **fixed}
     return {**arguments, "gpu_memory_utilization": config.gpu_memory_utilization}
 
 

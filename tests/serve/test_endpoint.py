@@ -191,6 +191,22 @@ def _shortfalls(prompts: list[Any], replies: list[str], adapter: str | None) -> 
             yield float(at.max() - at[token])
 
 
+def test_long_prompts_with_a_seed_are_answered_and_answered_alike(served: Served) -> None:
+    """vLLM would read them in parts, which on a CPU kills it where a request has a seed."""
+    with served.client() as client, ThreadPoolExecutor(4) as pool:
+
+        def ask(n: int) -> str:
+            text = f"{n}: " + "step out of the car, " * 400
+            fields = say(text, temperature=1.0, top_p=0.9, seed=7, max_tokens=8)
+            answer = client.post("/v1/chat/completions", json=fields)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["usage"]["prompt_tokens"] > 2000
+            return answer.json()["choices"][0]["message"]["content"]
+
+        first = list(pool.map(ask, range(4)))
+        assert list(pool.map(ask, range(4))) == first
+
+
 def test_adapters_that_do_not_fit_together_are_read_again_when_asked(served: Served) -> None:
     """The endpoint holds one adapter at a time (`served`): each question after another's evicts it."""
     with served.client() as client:
