@@ -4,8 +4,9 @@
 
 Lines of the dataset's test split, spread over scenarios, each with three replies: the real one, the real one of another
 scenario (shuffled), and the real one rewritten as an assistant would put it (formal; by the judge's own model, which
-should favour its own words: a hard case). Realism is asked twice of each, with different seeds; pairs (real against
-either) in both orders. `key=value` are settings of `deescal score`. A run that was stopped goes on at --out.
+should favour its own words: a hard case). Realism is asked twice of each, with different seeds, plausibility once, and
+pairs (real against either) in both orders. `key=value` are settings of `deescal score`. A run that was stopped goes on
+at --out.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def main() -> None:
         for kind, reply in line["replies"].items()
     ]
     judged = asked("realism", rows, "realism", args.judge, out, [*TWICE, *args.settings])
-    report_realism(lines, judged)
+    report_scores("realism", lines, judged)
+    report_scores("plausibility", lines, asked("plausibility", rows, "plausibility", args.judge, out, args.settings))
 
     rows = [row for line in lines for kind in KINDS[1:] for row in both_orders(line, kind)]
     report_pairs(asked("pairwise", [r for r in rows if not is_same(r)], "pairwise", args.judge, out, args.settings))
@@ -116,8 +118,9 @@ def both_orders(line: Row, kind: str) -> list[Row]:
     ]
 
 
-def report_realism(lines: Sequence[Row], judged: Sequence[Row]) -> None:
-    scores = np.full((2, len(lines), len(KINDS)), np.nan)  # sample, line, kind
+def report_scores(task: str, lines: Sequence[Row], judged: Sequence[Row]) -> None:
+    n_samples = 1 + max(row["sample"] for row in judged)
+    scores = np.full((n_samples, len(lines), len(KINDS)), np.nan)
     place = {line["item_id"]: i for i, line in enumerate(lines)}
     for row in judged:
         if row["score"] is not None:
@@ -126,16 +129,18 @@ def report_realism(lines: Sequence[Row], judged: Sequence[Row]) -> None:
     mean = np.nanmean(scores, axis=0)
     for k, kind in enumerate(KINDS):
         of = bootstrap_mean(mean[:, k], clusters)
-        print(f"realism of {kind}: {of.mean:.1f} [{of.low:.1f}, {of.high:.1f}]")
+        print(f"{task} of {kind}: {of.mean:.1f} [{of.low:.1f}, {of.high:.1f}]")
     for k, kind in enumerate(KINDS[1:], 1):
         difference = mean[:, 0] - mean[:, k]
         read = ~np.isnan(difference)
         higher, same = (difference[read] > 0).mean(), (difference[read] == 0).mean()
         tested = compare(mean[:, 0], mean[:, k], clusters)
         print(
-            f"real above {kind}: {100 * higher:.0f} % of {read.sum()} lines, equal on {100 * same:.0f} %, "
+            f"{task}: real above {kind} on {100 * higher:.0f} % of {read.sum()} lines, equal on {100 * same:.0f} %, "
             f"difference {tested.difference:.1f}, p {tested.p_randomization:.4f}"
         )
+    if task == "plausibility":  # no sampling: the same answer every time
+        return
     alpha = krippendorff_alpha(scores.reshape(2, -1), "interval")
     first, second = scores.reshape(2, -1)
     print(

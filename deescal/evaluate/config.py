@@ -15,6 +15,7 @@ from deescal.score.config import SamplingConfig, ScoreConfig
 
 ProtocolName = Literal["teacher_forced", "rollout", "interactive"]
 PROTOCOLS: tuple[ProtocolName, ...] = ("teacher_forced", "rollout", "interactive")
+Rubric = Literal["realism", "plausibility", "deescalation"]
 StepName = Literal["generate", "score", "judge", "test", "report"]
 STEPS: tuple[StepName, ...] = ("generate", "score", "judge", "test", "report")
 
@@ -34,6 +35,8 @@ class JudgingConfig(Config):
 
     model: str | None = None  # registry name, folder or Hugging Face id; of an endpoint, a name that it serves
     endpoint: str | None = None  # URL of an OpenAI-compatible API, in place of an engine of our own
+    # Which; None: all that can be asked. An endpoint's API gives no probabilities, which plausibility is.
+    rubrics: tuple[Rubric, ...] | None = None
     allow_contestant: bool = False  # a judge that is also one of the contestants, or the base of one
     n_items: int = Field(default=50, ge=1)  # officer's lines, of each protocol, and rollouts; of every contestant
     # The real replies among those judged, unknown to the judge: its calibration. Without, it is told them to compare.
@@ -41,6 +44,18 @@ class JudgingConfig(Config):
     pairwise: bool = False  # also ask which of two replies is more real, in both orders, for each of `pairs`
     seed: int = 0  # of the sample
     score: ScoreConfig = ScoreConfig(llm=LlmConfig(max_model_len=4096, max_num_seqs=16))
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> JudgingConfig:
+        if self.endpoint is not None and "plausibility" in (self.rubrics or ()):
+            raise ValueError("judge.rubrics: plausibility reads probabilities, which no endpoint gives")
+        return self
+
+    @property
+    def asked(self) -> tuple[Rubric, ...]:
+        """The rubrics that are asked about."""
+        every: tuple[Rubric, ...] = ("realism", "plausibility", "deescalation")
+        return self.rubrics if self.rubrics is not None else every if self.endpoint is None else (every[0], every[2])
 
 
 class TestConfig(Config):

@@ -151,7 +151,7 @@ def _officer_speaks(waiting: Sequence[Conversation], n: int, officer: str, ask: 
 
 def _officer_request(c: Conversation, n: int, officer: str) -> Row:
     """Not of a contestant: equal words to the officer are one request, and have one answer."""
-    asked = {"messages": officer_messages(c.messages), "json_schema": None, "turns": None}
+    asked = {"messages": officer_messages(c.messages), "json_schema": None, "choices": None, "turns": None}
     scenario = c.items[0]["scenario_id"]
     return {
         **asked,

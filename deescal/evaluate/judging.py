@@ -1,4 +1,4 @@
-"""Step `judge`: a judge's opinion of a sample of replies (realism) and of whole rollouts (de-escalation).
+"""Step `judge`: a judge's opinion of a sample of replies (realism, plausibility) and of dialogues (de-escalation).
 
 The sample is seeded, spread over scenarios, and of what every contestant answered, so that all are judged on the same.
 The real replies are among them, and the judge does not know which they are: how it scores those is what its other
@@ -37,7 +37,7 @@ TO_JUDGE = pa.schema(
 # A judged reply or dialogue: means over the judge's samples.
 JUDGED = pa.schema(
     {
-        "rubric": pa.string(),  # realism, deescalation
+        "rubric": pa.string(),  # realism, plausibility, deescalation
         **{name: TO_JUDGE.field(name).type for name in ("protocol", "item_id", "scenario_id", "incident_id")},
         "contestant": pa.string(),
         "seed": pa.int32(),
@@ -71,7 +71,7 @@ def _spread(found: Iterable[tuple[str, str]], n: int, seed: int) -> list[str]:
 
 
 def realism_rows(turns: pa.Table, config: JudgingConfig) -> list[Row]:
-    """TO_JUDGE of sampled replies, and of the real ones to the same lines."""
+    """TO_JUDGE of sampled replies, and of the real ones to the same lines; for realism and plausibility."""
     rows: list[Row] = []
     for protocol in sorted(set(turns["protocol"].to_pylist())):
         of = turns.filter(pc.equal(turns["protocol"], protocol))
@@ -140,11 +140,8 @@ def judge(
         retry_failed: ask again what has an error.
     """
     tables = []
-    asked: dict[TaskName, list[Row]] = {
-        "realism": realism_rows(turns, config),
-        "deescalation": dialogue_rows(turns, config),
-    }
-    for rubric, rows in asked.items():
+    for rubric in config.asked:
+        rows = (dialogue_rows if rubric == "deescalation" else realism_rows)(turns, config)
         if not rows:
             continue
         place = join(out, "judge", f"{fingerprint}-{rubric}")
@@ -181,7 +178,7 @@ def read_judged(scores: pa.Table, rubric: str) -> pa.Table:
     """SCORES of a judging task over TO_JUDGE -> JUDGED."""
     by_reply: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     names = ["protocol", "item_id", "scenario_id", "incident_id", "contestant", "seed"]
-    for row in scores.select([*names, "score", "unsupported"]).to_pylist():
+    for row in scores.select([n for n in (*names, "score", "unsupported") if n in scores.column_names]).to_pylist():
         by_reply[tuple(row[name] for name in names)].append(row)
     rows = []
     for key, samples in by_reply.items():
@@ -193,7 +190,7 @@ def read_judged(scores: pa.Table, rubric: str) -> pa.Table:
                 "score": sum(read) / len(read) if read else None,
                 "n_read": len(read),
                 "n_unread": len(samples) - len(read),
-                "unsupported": sum(row["unsupported"] or 0 for row in samples),
+                "unsupported": sum(row.get("unsupported") or 0 for row in samples),
             }
         )
     return to_table(rows, JUDGED)

@@ -85,7 +85,7 @@ def _take(dialogue: Dialogue, item: Row, request: Row | None, answer: Row | None
 
 def request_of(contestant: Contestant, item: Row, seed: int, messages: Sequence[Message]) -> Row:
     """The REQUESTS row that asks for the reply to an item after these messages."""
-    asked = {"messages": list(messages), "json_schema": None, "turns": None}
+    asked = {"messages": list(messages), "json_schema": None, "choices": None, "turns": None}
     return {
         **asked,
         "request_id": request_id(item["turn_id"], f"{contestant.asked_as} {item['item_id']}", seed, asked),

@@ -53,7 +53,7 @@ TURNS = pa.schema(
 )
 # turns.parquet: null where there is no reply, or the metric was not asked for.
 SCORED_TURNS = pa.schema([*TURNS, *REPLY_SCORES])
-RUBRICS = ("realism", "deescalation")  # columns that a judge adds, 0..100
+RUBRICS = ("realism", "plausibility", "deescalation")  # columns that a judge adds, 0..100
 ORDER = [(name, "ascending") for name in ("protocol", "scenario_id", "turn_id", "item_id", "model", "seed")]
 
 

@@ -32,6 +32,7 @@ from deescal.evaluate.significance import MEANS, SIGNIFICANCE, means_table, sign
 from deescal.evaluate.summary import SUMMARY_TABLE, csv_text, error_causes, summary_table
 from deescal.judge.deescalation import DEESCALATION_VERSION
 from deescal.judge.pairwise import PAIRWISE_VERSION
+from deescal.judge.plausibility import PLAUSIBILITY_VERSION
 from deescal.judge.realism import REALISM_VERSION
 from deescal.models import identity
 from deescal.storage import exists, join, locate, read_json, read_table, version, write_bytes, write_json, write_table
@@ -126,7 +127,7 @@ class Work:
         quick = {"workers", "ray", "batch_size", "online"}
         how = judge.model_dump(mode="json", exclude={"pairwise": True, "score": quick})
         weights = None if judge.endpoint else identity(judge.model)
-        return fingerprint(replies, how, weights, (REALISM_VERSION, DEESCALATION_VERSION))
+        return fingerprint(replies, how, weights, (REALISM_VERSION, PLAUSIBILITY_VERSION, DEESCALATION_VERSION))
 
     def _compared(self) -> str:
         """The same of its choices between two replies."""

@@ -32,6 +32,7 @@ SUMMARY_TABLE = pa.schema(
         *SUMMARY,
         ("seconds_a_turn", pa.float64()),  # seconds in which any reply was awaited / replies: speed, all at once
         ("realism", pa.float64()),  # the judge's, 0..100, of the replies judged
+        ("plausibility", pa.float64()),  # the same
         ("deescalation", pa.float64()),  # the same, of the rollouts and conversations judged
         # 95 % intervals, clustered by incident, in the units of the means
         *((f"{name}_{end}", pa.float64()) for name in BOUNDED for end in ("low", "high")),

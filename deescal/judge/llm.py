@@ -14,6 +14,7 @@ import numpy as np
 
 from deescal.dataset.chat import render
 from deescal.engine import LlmConfig, load_in_process
+from deescal.judge.choices import choice_logprobs, first_tokens
 
 
 class Llm(Protocol):
@@ -49,18 +50,12 @@ class VllmEngine:
         """
         from vllm import SamplingParams
 
-        ids = self._first_tokens(tuple(choices))
+        ids = first_tokens(self._tokenizer, choices)
         wanted = sorted({i for group in ids for i in group})
         parameters = SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=wanted)
         outputs = self._llm.generate(self._tokens(prompts), parameters, use_tqdm=False)
-        table = np.full((len(prompts), len(choices)), -np.inf)
-        for row, output in zip(table, outputs, strict=True):
-            logprobs = output.outputs[0].logprobs
-            assert logprobs is not None  # asked for above
-            found = logprobs[0]
-            for column, group in enumerate(ids):
-                row[column] = np.logaddexp.reduce([found[i].logprob for i in group])
-        return table
+        rows = [choice_logprobs(output.outputs[0].logprobs[0], [list(group) for group in ids]) for output in outputs]
+        return np.array(rows).reshape(len(prompts), len(choices))
 
     def generate(
         self,
@@ -87,16 +82,3 @@ class VllmEngine:
     def _tokens(self, prompts: Sequence[str]) -> list[Any]:
         """Token ids, since the chat template has written the special tokens already."""
         return [{"prompt_token_ids": self._encode(prompt)} for prompt in prompts]
-
-    def _first_tokens(self, choices: tuple[str, ...]) -> list[set[int]]:
-        groups = []
-        for choice in choices:
-            spellings = {s for c in (choice, choice.capitalize(), choice.upper()) for s in (c, f" {c}")}
-            encoded = [self._encode(s) for s in spellings]
-            whole = {e[0] for e in encoded if len(e) == 1}
-            groups.append(whole or {self._encode(choice)[0], self._encode(f" {choice}")[0]})
-        for i, group in enumerate(groups):
-            for other in groups[i + 1 :]:
-                if group & other:
-                    raise ValueError(f"choices {choices} share a first token")
-        return groups

@@ -24,9 +24,10 @@ METRIC_NAMES = {
     "meteor": "METEOR",
     "bertscore_f1": "BERTScore F1",
     "realism": "Realism (judge)",
+    "plausibility": "Plausibility (judge)",
     "deescalation": "De-escalation (judge)",
 }
-DIGITS = {"rouge_l": 2, "bleu_4": 2, "meteor": 2, "bertscore_f1": 3, "realism": 1, "deescalation": 1}
+DIGITS = {"rouge_l": 2, "bleu_4": 2, "meteor": 2, "bertscore_f1": 3, "realism": 1, "plausibility": 1, "deescalation": 1}
 TEST_NAMES = {"randomization": "randomization", "wilcoxon": "Wilcoxon", "t": "paired t"}
 SIGNIFICANT = 0.05
 NOT_KNOWN = "–"

@@ -28,7 +28,8 @@ TaskOption = Annotated[
     typer.Option(
         "--task",
         help="replies: the civilian's next words; features: the judge's thirty; realism: of a column `reply`; "
-        "deescalation: of whole dialogues; pairwise: which of `first` and `second` is more real.",
+        "plausibility: the same by the probability of Yes; deescalation: of whole dialogues; pairwise: which of "
+        "`first` and `second` is more real.",
     ),
 ]
 

@@ -16,8 +16,8 @@ from deescal.judge.features import JudgeConfig
 from deescal.serve.adapters import Adapter, parse_adapter
 from deescal.serve.client import KEY_ENV
 
-TaskName = Literal["replies", "features", "realism", "deescalation", "pairwise"]
-TASKS: tuple[TaskName, ...] = ("replies", "features", "realism", "deescalation", "pairwise")
+TaskName = Literal["replies", "features", "realism", "plausibility", "deescalation", "pairwise"]
+TASKS: tuple[TaskName, ...] = ("replies", "features", "realism", "plausibility", "deescalation", "pairwise")
 Split = Literal["train", "validation", "test"]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deescal.judge.choices import choice_logprobs
 from deescal.schema import Row
 from deescal.score.config import SamplingConfig
 from deescal.score.tables import seed_of
@@ -26,6 +28,10 @@ def sampling_parameters(row: Mapping[str, Any], sampling: SamplingConfig) -> Any
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+    if row["choice_ids"]:
+        wanted = sorted({int(i) for group in row["choice_ids"] for i in group})
+        kind = RequestOutputKind.FINAL_ONLY
+        return SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=wanted, output_kind=kind)
     return SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
@@ -39,8 +45,9 @@ def sampling_parameters(row: Mapping[str, Any], sampling: SamplingConfig) -> Any
 def read_output(row: Mapping[str, Any], output: Any) -> Row:
     """vLLM's finished RequestOutput -> output, finish_reason, and tokens of ANSWERS."""
     answer = output.outputs[0]
+    chosen = row["choice_ids"] and json.dumps(choice_logprobs(answer.logprobs[0], row["choice_ids"]))
     return {
-        "output": answer.text,
+        "output": chosen or answer.text,
         "finish_reason": answer.finish_reason,
         "n_prompt_tokens": len(row["prompt_ids"]),
         "n_cached_tokens": output.num_cached_tokens,

@@ -20,6 +20,7 @@ from deescal.config import load_engine
 from deescal.dataset.chat import load_tokenizer, render
 from deescal.engine import engine_arguments, engine_environment, thread_environment
 from deescal.errors import one_line
+from deescal.judge.choices import first_tokens
 from deescal.models import resolve
 from deescal.schema import Row, to_table
 from deescal.score.config import Contestant, SamplingConfig, ScoreConfig
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 PROMPTS = pa.schema(
     {
         **{name: REQUESTS.field(name).type for name in ("request_id", "adapter", "json_schema", "error", "attempts")},
+        "choice_ids": pa.list_(pa.list_(pa.int32())),  # first tokens of each choice's spellings; null: words are asked
         "prompt_ids": pa.list_(pa.int32()),  # tokens, special ones included; empty where there is an error
     }
 )
@@ -107,8 +109,10 @@ def to_prompts(requests: pa.Table, model: str, room: int) -> pa.Table:
 
     tokenizer = _tokenizer(model)
     rows = []
-    for request in requests.select([*PROMPTS.names[:-1], "messages"]).to_pylist():
+    for request in requests.select([*PROMPTS.names[:-2], "messages", "choices"]).to_pylist():
         ids: list[int] = []
+        choices = request.pop("choices")
+        request["choice_ids"] = [sorted(of) for of in first_tokens(tokenizer, tuple(choices))] if choices else None
         try:
             text = render(request.pop("messages"), tokenizer, add_generation_prompt=True)
             ids = tokenizer.encode(text, add_special_tokens=False)

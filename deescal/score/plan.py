@@ -15,7 +15,7 @@ from deescal.schema import Row
 from deescal.score.config import Contestant, SamplingConfig, ScoreConfig, parse_models
 from deescal.score.source import Inputs, read_inputs
 from deescal.score.tables import make_requests
-from deescal.score.tasks import FEATURES, Room, Task
+from deescal.score.tasks import FEATURES, PLAUSIBILITY, Room, Task
 from deescal.serve.adapters import check_adapter
 from deescal.serve.client import check_endpoint
 
@@ -70,6 +70,8 @@ def make_plan(data: str, task: Task, models: Sequence[str], config: ScoreConfig,
         _check_features(contestants, sampling, endpoint)
         room = Room(len, config.llm.max_model_len, sampling.max_tokens)
     elif endpoint is not None:
+        if task is PLAUSIBILITY:
+            raise UserError("--task plausibility: reads probabilities from an engine of its own, not from an endpoint")
         _check_served(contestants, endpoint, config.online.key_env)
         room = Room(_estimate_tokens, config.llm.max_model_len, sampling.max_tokens)
     else:

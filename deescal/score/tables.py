@@ -29,6 +29,7 @@ REQUESTS = pa.schema(
         "adapter": pa.string(),  # null: the base itself
         "messages": pa.list_(MESSAGE),  # the prompt
         "json_schema": pa.string(),  # that the answer is held to, as JSON; null: free text
+        "choices": pa.list_(pa.string()),  # the answer is a JSON list of their log-probabilities; null: words
         "turns": pa.list_(TRANSCRIPT_TURN),  # task `features`, in place of messages
         "error": pa.string(),  # why it cannot be asked
         "attempts": pa.int32(),  # of earlier invocations
@@ -66,7 +67,7 @@ def make_requests(
 
 
 def _requests_of(number: int, row: Row, task: Task, contestant: Contestant, samples: int, room: Room) -> Iterator[Row]:
-    asked: dict[str, Any] = {"messages": None, "json_schema": None, "turns": None, "error": None}
+    asked: dict[str, Any] = {"messages": None, "json_schema": None, "choices": None, "turns": None, "error": None}
     try:
         asked |= task.ask(row, room)
     except RowError as error:
@@ -85,7 +86,7 @@ def _requests_of(number: int, row: Row, task: Task, contestant: Contestant, samp
 
 def request_id(row: int, name: str, sample: int, asked: Mapping[str, Any]) -> str:
     """32 hex digits; the same in every run with the same data, model name and prompt."""
-    words = [asked["messages"], asked["turns"], asked["json_schema"]]
+    words = [asked[name] for name in ("messages", "turns", "json_schema", "choices")]
     return digest(json.dumps([row, name, sample, words], sort_keys=True).encode())
 
 

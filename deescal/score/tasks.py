@@ -19,6 +19,12 @@ from deescal.judge.deescalation import DEESCALATION_VERSION, deescalation_messag
 from deescal.judge.deescalation import SCHEMA as DEESCALATION_SCHEMA
 from deescal.judge.pairwise import PAIRWISE_VERSION, choice, pairwise_messages
 from deescal.judge.pairwise import SCHEMA as PAIRWISE_SCHEMA
+from deescal.judge.plausibility import (
+    CHOICES,
+    PLAUSIBILITY_VERSION,
+    plausibility_messages,
+    plausibility_score,
+)
 from deescal.judge.prompts import PROMPT_VERSION
 from deescal.judge.realism import REALISM_VERSION, realism_messages, realism_verdict
 from deescal.judge.realism import SCHEMA as REALISM_SCHEMA
@@ -51,8 +57,8 @@ class Room:
 class Task:
     """One kind of scoring.
 
-    `ask` is row, room -> the columns messages and json_schema (or turns) of REQUESTS, or RowError. `read` is output,
-    row, room -> `columns`.
+    `ask` is row, room -> the columns messages and json_schema or choices (or turns) of REQUESTS, or RowError. `read` is
+    output, row, room -> `columns`.
     """
 
     name: str
@@ -113,6 +119,22 @@ def ask_realism(row: Row, room: Room) -> Row:
 
 def read_realism(output: str, row: Row, room: Room) -> Row:
     return _verdict_columns(realism_verdict(output, row["reply"]))
+
+
+def ask_plausibility(row: Row, room: Room) -> Row:
+    """How likely a judge finds it that `reply` after `messages` is real."""
+    messages = checked_messages(row["messages"])
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if row["reply"] is None:
+        raise RowError("reply: null")
+    scene = scene_of(row)
+    asked = _fitted(messages, lambda history: plausibility_messages(*scene, history, row["reply"]), room)[0]
+    return {"messages": asked, "choices": list(CHOICES)}
+
+
+def read_plausibility(output: str, row: Row, room: Room) -> Row:
+    return {"score": plausibility_score(output)}
 
 
 def ask_pairwise(row: Row, room: Room) -> Row:
@@ -226,7 +248,16 @@ PAIRWISE = Task(
     pa.schema({"better": pa.string(), "because": pa.string(), "unread": pa.string()}),  # better: first, second, tie
     PAIRWISE_VERSION,
 )
-_ALL = (REPLIES, FEATURES, REALISM, DEESCALATION, PAIRWISE)
+PLAUSIBILITY = Task(
+    "plausibility",
+    ("messages", "reply"),
+    1,
+    ask_plausibility,
+    read_plausibility,
+    pa.schema({"score": pa.float64()}),
+    PLAUSIBILITY_VERSION,
+)
+_ALL = (REPLIES, FEATURES, REALISM, PLAUSIBILITY, DEESCALATION, PAIRWISE)
 
 
 def find_task(name: str) -> Task:

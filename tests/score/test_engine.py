@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -94,3 +95,37 @@ def test_greedy_replies_are_those_of_transformers(scored: Scored) -> None:
         for row in good:
             with nullcontext() if row["adapter"] else model.disable_adapter():
                 assert row["output"] == reply(row)
+
+
+def test_a_choice_is_the_probability_of_its_words_in_transformers(scored: Scored, tmp_path: Path) -> None:
+    """The whole way of the task plausibility: prompt, choices, probabilities, score."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from deescal.judge.choices import first_tokens
+    from deescal.judge.plausibility import CHOICES, plausibility_messages
+    from deescal.judge.scene import numbered
+
+    said = user(*TALK[:1])
+    rows = [{"messages": said, "reply": reply} for reply in (TALK[1], "Purple elephants vote on Tuesday.")]
+    settings = ["llm.max_model_len=512", "llm.dtype=float32", "llm.kv_cache_gib=0.25"]
+    out = tmp_path / "out"
+    score(
+        write_rows(tmp_path / "rows.parquet", rows),
+        str(out),
+        "plausibility",
+        [MODEL],
+        load_config(None, ScoreConfig, settings),
+    )
+    found = pq.read_table(out / "scores.parquet").to_pylist()
+    tokenizer = load_tokenizer(MODEL)
+    model = AutoModelForCausalLM.from_pretrained(resolve(MODEL), dtype=torch.float32).eval()
+    yes, no = (sorted(of) for of in first_tokens(tokenizer, CHOICES))
+    for row in found:
+        text = render(
+            plausibility_messages(None, None, numbered(said), row["reply"]), tokenizer, add_generation_prompt=True
+        )
+        with torch.no_grad():
+            p = model(torch.tensor([tokenizer.encode(text, add_special_tokens=False)])).logits[0, -1].softmax(0)
+        assert row["score"] == pytest.approx(float(100 * p[yes].sum() / (p[yes].sum() + p[no].sum())), abs=0.1)
+    assert found[0]["score"] != found[1]["score"]

@@ -8,7 +8,7 @@ import pytest
 
 from deescal.dataset.chat import system_prompt
 from deescal.judge import deescalation, realism
-from deescal.score.tasks import DEESCALATION, FEATURES, REALISM, Room, RowError, scene_of
+from deescal.score.tasks import DEESCALATION, FEATURES, PLAUSIBILITY, REALISM, Room, RowError, scene_of
 
 from .conftest import user
 
@@ -62,3 +62,21 @@ def test_features_take_turns_as_they_are() -> None:
     for turns in ([], None, [{"text": None}]):
         with pytest.raises(RowError):
             FEATURES.ask({"turns": turns}, ROOM)
+
+
+def test_plausibility_is_asked_as_a_choice_and_read_from_probabilities() -> None:
+    row = {"messages": [{"role": "user", "content": "Stop."}], "reply": "Why?", "reference": "What?"}
+    asked = PLAUSIBILITY.ask(row, ROOM)
+    assert asked["choices"] == ["Yes", "No"]
+    assert "What?" not in asked["messages"][1]["content"], "the judge does not know the real reply"
+    assert "<reply>\nWhy?" in asked["messages"][1]["content"]
+    with pytest.raises(RowError, match="reply: null"):
+        PLAUSIBILITY.ask({**row, "reply": None}, ROOM)
+    for answer, score in (
+        ("[0, 0]", 50),
+        ("[-0.105361, -2.302585]", 90),
+        ("[-900, 0]", 0),
+        ("Yes", None),
+        ("[1]", None),
+    ):
+        assert PLAUSIBILITY.read(answer, row, ROOM)["score"] == pytest.approx(score, abs=0.01)
