@@ -1,6 +1,6 @@
 """What judges of replies are worth: do they tell real replies from wrong and formal ones, and agree with themselves?
 
-    python -m bench.judge_replies --data DATASET --out FOLDER [--lines 40] [--judge qwen2.5-coder-1.5b] [key=value ...]
+    python -m bench.judge_replies --data DATASET --out FOLDER [--lines 40] [--quick] [--judge NAME] [key=value ...]
 
 Lines of the dataset's test split, spread over scenarios, each with three replies: the real one, the real one of another
 scenario (shuffled), and the real one rewritten as an assistant would put it (formal; by the judge's own model, which
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=40)
     parser.add_argument("--judge", default="qwen2.5-coder-1.5b")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="plausibility alone, which takes a tenth of the time")
     parser.add_argument("settings", nargs="*")
     args = parser.parse_args()
     out = args.out / f"{args.lines}-lines-seed-{args.seed}"
@@ -100,9 +101,11 @@ def main() -> None:
         for line in lines
         for kind, reply in line["replies"].items()
     ]
+    report_scores("plausibility", lines, asked("plausibility", rows, "plausibility", args.judge, out, args.settings))
+    if args.quick:
+        return
     judged = asked("realism", rows, "realism", args.judge, out, [*TWICE, *args.settings])
     report_scores("realism", lines, judged)
-    report_scores("plausibility", lines, asked("plausibility", rows, "plausibility", args.judge, out, args.settings))
 
     rows = [row for line in lines for kind in KINDS[1:] for row in both_orders(line, kind)]
     report_pairs(asked("pairwise", [r for r in rows if not is_same(r)], "pairwise", args.judge, out, args.settings))
