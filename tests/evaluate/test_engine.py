@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.ray]
 MODEL = "smollm2-135m"
 SAID = ("Do you know why I stopped you?", "No. What did I do?", "You ran the red light.", "It was yellow, man.")
 SETTINGS = (
+    "generate.llm.dtype=float32",  # bfloat16 decides near ties by what else is in the batch
     *("generate.llm.max_model_len=512", "generate.llm.kv_cache_gib=0.25", "generate.lora.max_rank=8"),
     *("generate.sampling.max_tokens=8", "officer.score.llm.max_model_len=512", "officer.score.llm.kv_cache_gib=0.25"),
     *("officer.score.sampling.max_tokens=8", f"officer.model={MODEL}", "officer.n_turns=2"),

@@ -134,7 +134,7 @@ def prompts() -> list[list[dict[str, str]]]:
         said = real_pairs(archive, 40)  # (next turn, turn), from all over the test scenarios
         for (reply, line), (_, answer) in zip(said[::2], said[1::2], strict=True):
             turns = zip(("user", "assistant", "user"), (line, reply, answer), strict=True)
-            chats.append([{"role": role, "content": text} for role, text in turns])
+            chats.append([{"role": role, "content": text[:300]} for role, text in turns])
         return chats
     for i in range(20):
         first, second = LINES[i % len(LINES)], LINES[(i * 3 + 1) % len(LINES)]
