@@ -3,8 +3,8 @@
     python -m bench.evaluate --run OUT [--turns 24] [--contestant LABEL]
 
 The turns are spread evenly over those of one contestant; the reference's way answers and scores them one by one, on
-the same cores, its model and scorers loaded before. Ours is the whole evaluation's time over all its replies: of the
-steps generate (engine start included), score, test and report.
+the same cores, its model and scorers loaded before. Ours is the whole evaluation's time over all its replies: of
+generating those that are teacher-forced (engine start included), of scoring and of testing.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from deescal.evaluate.config import EvaluateConfig
 from deescal.evaluate.wordnet import load_wordnet
 from deescal.models import resolve
 from deescal.schema import Row
-
-OUR_STEPS = ("generate", "score", "test", "report")
 
 
 def references_way(rows: list[Row], contestant: dict[str, Any], config: EvaluateConfig) -> dict[str, float]:
@@ -77,11 +75,14 @@ def main() -> None:
     rows = turns.select(["messages", "reference"]).to_pylist()
     sample = [rows[i * len(rows) // args.turns] for i in range(min(args.turns, len(rows)))]
     theirs = references_way(sample, here[0], config)
-    ours = {name: run["seconds"].get(name, 0.0) / run["rows"] for name in OUR_STEPS}
+    ours = {name: run["seconds"][name] / run["rows"] for name in ("score", "test")}
+    made = [json.loads((args.run / f / "run.json").read_text()) for f in run["replies"] if f.startswith("replies/")]
+    replies = sum(m["summary"]["requests"] for m in made)
+    ours = {"generate": sum(m["wall_s"] for m in made) / replies, **ours}
     for name, seconds in (("ours", ours), ("the reference's way", theirs)):
         parts = ", ".join(f"{step} {s:.3f}" for step, s in seconds.items())
         print(f"{name}: {sum(seconds.values()):.3f} s a turn ({parts})")
-    print(f"{sum(theirs.values()) / sum(ours.values()):.1f} times as fast, over {run['rows']:,} replies")
+    print(f"{sum(theirs.values()) / sum(ours.values()):.1f} times as fast, over {replies:,} replies")
 
 
 if __name__ == "__main__":
