@@ -28,7 +28,7 @@ def sampling_parameters(row: Mapping[str, Any], sampling: SamplingConfig) -> Any
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    if row["choice_ids"]:
+    if row["choice_ids"] is not None:  # through Ray, lists come as arrays
         wanted = sorted({int(i) for group in row["choice_ids"] for i in group})
         kind = RequestOutputKind.FINAL_ONLY
         return SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=wanted, output_kind=kind)
@@ -45,9 +45,11 @@ def sampling_parameters(row: Mapping[str, Any], sampling: SamplingConfig) -> Any
 def read_output(row: Mapping[str, Any], output: Any) -> Row:
     """vLLM's finished RequestOutput -> output, finish_reason, and tokens of ANSWERS."""
     answer = output.outputs[0]
-    chosen = row["choice_ids"] and json.dumps(choice_logprobs(answer.logprobs[0], row["choice_ids"]))
+    text = answer.text
+    if row["choice_ids"] is not None:
+        text = json.dumps(choice_logprobs(answer.logprobs[0], row["choice_ids"]))
     return {
-        "output": chosen or answer.text,
+        "output": text,
         "finish_reason": answer.finish_reason,
         "n_prompt_tokens": len(row["prompt_ids"]),
         "n_cached_tokens": output.num_cached_tokens,
