@@ -117,6 +117,9 @@ def test_a_choice_is_the_probability_of_its_words_in_transformers(scored: Scored
         [MODEL],
         load_config(None, ScoreConfig, settings),
     )
+    import ray
+
+    ray.shutdown()
     found = pq.read_table(out / "scores.parquet").to_pylist()
     tokenizer = load_tokenizer(MODEL)
     model = AutoModelForCausalLM.from_pretrained(resolve(MODEL), dtype=torch.float32).eval()

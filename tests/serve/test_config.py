@@ -14,7 +14,8 @@ from deescal.config import load_config
 from deescal.errors import UserError
 from deescal.serve.adapters import Adapter
 from deescal.serve.config import ServeConfig
-from deescal.serve.deploy import RAY_ENV, deploy, explain, is_loopback, prepare, serve_config, url_of
+from deescal.serve.deploy import RAY_ENV, deploy, explain, prepare, serve_config, url_of
+from deescal.serve.guard import is_local_host
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,7 +111,7 @@ def test_an_adapter_that_is_not_there(tmp_path: Path) -> None:
     [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("10.0.0.1", False), ("x", False)],
 )
 def test_loopback(host: str, inside: bool) -> None:
-    assert is_loopback(host) is inside
+    assert is_local_host(host) is inside
 
 
 def test_cluster_nodes_have_rays_settings_too() -> None:
