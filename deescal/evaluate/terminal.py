@@ -43,8 +43,7 @@ def show_ended(ended: Ended, console: Console) -> None:
     tests = read_csv(join(ended.out, SIGNIFICANCE_FILE), SIGNIFICANCE)
     for protocol in sorted({row["protocol"] for row in summary}, reverse=True):
         of = [row for row in summary if row["protocol"] == protocol]
-        # A log has no width of its own, and the table is easier to read whole.
-        console.print(paper_table(protocol, of, ended.run["tuned"]), width=None if console.is_terminal else 120)
+        console.print(paper_table(protocol, of, ended.run["tuned"]))
         for row in tests:
             if row["protocol"] != protocol or {row["a"], row["b"]} & ended.failed.keys():
                 continue

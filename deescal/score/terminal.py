@@ -22,6 +22,8 @@ class Terminal(Watch):
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
+        if not self.console.is_terminal:  # a log has no width of its own, and tables are easier to read whole
+            self.console.width = max(self.console.width, 120)
         self._errors = 0
         self._progress = Progress(
             TextColumn("requests"),
