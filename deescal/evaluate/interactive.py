@@ -26,7 +26,7 @@ from deescal.evaluate.rollout import EARLIER, Ask, request_of, turn_of
 from deescal.evaluate.rows import ITEMS
 from deescal.judge.scene import HEARD_AS
 from deescal.schema import Row, to_table
-from deescal.score.tables import request_id
+from deescal.score.tables import request_row
 from deescal.score.tasks import scene_of
 
 OFFICER = (
@@ -151,18 +151,8 @@ def _officer_speaks(waiting: Sequence[Conversation], n: int, officer: str, ask: 
 
 def _officer_request(c: Conversation, n: int, officer: str) -> Row:
     """Not of a contestant: equal words to the officer are one request, and have one answer."""
-    asked = {"messages": officer_messages(c.messages), "json_schema": None, "choices": None, "turns": None}
-    scenario = c.items[0]["scenario_id"]
-    return {
-        **asked,
-        "request_id": request_id(n, f"officer {officer} {scenario}", c.seed, asked),
-        "row": n,
-        "sample": c.seed,
-        "model": officer,
-        "adapter": None,
-        "error": None,
-        "attempts": 0,
-    }
+    name = f"officer {officer} {c.items[0]['scenario_id']}"
+    return request_row(n, name, c.seed, officer, messages=officer_messages(c.messages))
 
 
 # For names of folders: changes with any word of the officer's prompt.

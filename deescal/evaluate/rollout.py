@@ -17,7 +17,7 @@ from deescal.dataset.chat import Message
 from deescal.evaluate.contestants import Contestant
 from deescal.evaluate.rows import TURNS
 from deescal.schema import Row
-from deescal.score.tables import request_id
+from deescal.score.tables import request_row
 
 EARLIER = "an earlier reply of this dialogue has an error"
 Ask = Callable[[Sequence[Row]], Mapping[str, Row]]  # REQUESTS -> request_id -> ANSWERS row
@@ -85,17 +85,8 @@ def _take(dialogue: Dialogue, item: Row, request: Row | None, answer: Row | None
 
 def request_of(contestant: Contestant, item: Row, seed: int, messages: Sequence[Message]) -> Row:
     """The REQUESTS row that asks for the reply to an item after these messages."""
-    asked = {"messages": list(messages), "json_schema": None, "choices": None, "turns": None}
-    return {
-        **asked,
-        "request_id": request_id(item["turn_id"], f"{contestant.asked_as} {item['item_id']}", seed, asked),
-        "row": item["turn_id"],
-        "sample": seed,
-        "model": contestant.model,
-        "adapter": contestant.adapter.name if contestant.adapter else None,
-        "error": None,
-        "attempts": 0,
-    }
+    name, adapter = f"{contestant.asked_as} {item['item_id']}", contestant.adapter.name if contestant.adapter else None
+    return request_row(item["turn_id"], name, seed, contestant.model, adapter, messages=list(messages))
 
 
 def turn_of(

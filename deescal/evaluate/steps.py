@@ -114,7 +114,8 @@ class Work:
         if step == "judge":
             if config.judge.model is None:
                 return ""
-            return fingerprint(self._asked_of_judge(), self._compared() if config.judge.pairwise else None)
+            asked = self._asked_of_judge()
+            return fingerprint(asked, self._compared(asked) if config.judge.pairwise else None)
         names = [TURNS_FILE, *([JUDGED_FILE, PREFERENCES_FILE] if config.judge.model else [])]
         files = self._versions(*(join(self.out, name) for name in names))
         return fingerprint(__version__, files, config.test, config.metrics, self.pairs, SUMMARY_TABLE.names)
@@ -129,9 +130,9 @@ class Work:
         weights = None if judge.endpoint else identity(judge.model)
         return fingerprint(replies, how, weights, (REALISM_VERSION, PLAUSIBILITY_VERSION, DEESCALATION_VERSION))
 
-    def _compared(self) -> str:
-        """The same of its choices between two replies."""
-        return fingerprint(self._asked_of_judge(), PAIRWISE_VERSION, self.pairs)
+    def _compared(self, asked: str) -> str:
+        """The same of its choices between two replies. Args: asked: of `_asked_of_judge`."""
+        return fingerprint(asked, PAIRWISE_VERSION, self.pairs)
 
     @property
     def generated(self) -> Generated:
@@ -200,12 +201,13 @@ class Work:
             return {"rows": 0}
         turns = read_table(join(self.out, TURNS_FILE))
         config = config.model_copy(update={"score": with_key(config.score, config.endpoint, self.config.keys)})
-        again = self.retry_failed or self.is_forced("judge")
+        again, asked = self.retry_failed or self.is_forced("judge"), self._asked_of_judge()
         try:
-            judged = judging.judge(self.out, turns, config, self.watch, self._asked_of_judge(), retry_failed=again)
+            judged = judging.judge(self.out, turns, config, self.watch, asked, retry_failed=again)
             write_table(join(self.out, JUDGED_FILE), judged)
             if config.pairwise:
-                preferences = compare_pairs(self.out, turns, self.pairs, config, self.watch, self._compared(), again)
+                compared = self._compared(asked)
+                preferences = compare_pairs(self.out, turns, self.pairs, config, self.watch, compared, again)
                 write_table(join(self.out, PREFERENCES_FILE), preferences)
             else:
                 forget(join(self.out, PREFERENCES_FILE))

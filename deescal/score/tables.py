@@ -67,21 +67,20 @@ def make_requests(
 
 
 def _requests_of(number: int, row: Row, task: Task, contestant: Contestant, samples: int, room: Room) -> Iterator[Row]:
-    asked: dict[str, Any] = {"messages": None, "json_schema": None, "choices": None, "turns": None, "error": None}
     try:
-        asked |= task.ask(row, room)
+        asked = task.ask(row, room)
     except RowError as error:
-        asked["error"] = str(error)
+        asked = {"error": str(error)}
+    adapter = contestant.adapter.name if contestant.adapter else None
     for sample in range(samples):
-        yield {
-            **asked,
-            "request_id": request_id(number, contestant.name, sample, asked),
-            "row": number,
-            "sample": sample,
-            "model": contestant.model,
-            "adapter": contestant.adapter.name if contestant.adapter else None,
-            "attempts": 0,
-        }
+        yield request_row(number, contestant.name, sample, contestant.model, adapter, **asked)
+
+
+def request_row(row: int, name: str, sample: int, model: str, adapter: str | None = None, **asked: Any) -> Row:
+    """A REQUESTS row, null but for these values and not asked yet. Args: name: of who is asked, for the id."""
+    empty: Row = dict.fromkeys(REQUESTS.names)
+    asked = {**empty, **asked, "row": row, "sample": sample, "model": model, "adapter": adapter, "attempts": 0}
+    return {**asked, "request_id": request_id(row, name, sample, asked)}
 
 
 def request_id(row: int, name: str, sample: int, asked: Mapping[str, Any]) -> str:

@@ -72,9 +72,7 @@ class Task:
 
 def ask_reply(row: Row, room: Room) -> Row:
     """The civilian's next words: what comes before the last message where that is the assistant's already."""
-    messages = checked_messages(row["messages"])
-    if messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
+    messages = _before_reply(row)
     if not any(m["role"] == "user" for m in messages):
         raise RowError("messages: nobody has spoken to the civilian yet")
     return {"messages": messages}
@@ -104,9 +102,7 @@ def read_features(output: str, row: Row, room: Room) -> Row:
 
 def ask_realism(row: Row, room: Room) -> Row:
     """A judge's opinion of `reply` after `messages`; `reference` is shown where there is one."""
-    messages = checked_messages(row["messages"])
-    if messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
+    messages = _before_reply(row)
     if row["reply"] is None:
         raise RowError("reply: null")
     scene = scene_of(row)
@@ -123,9 +119,7 @@ def read_realism(output: str, row: Row, room: Room) -> Row:
 
 def ask_plausibility(row: Row, room: Room) -> Row:
     """How likely a judge finds it that `reply` after `messages` is real."""
-    messages = checked_messages(row["messages"])
-    if messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
+    messages = _before_reply(row)
     if row["reply"] is None:
         raise RowError("reply: null")
     scene = scene_of(row)
@@ -139,9 +133,7 @@ def read_plausibility(output: str, row: Row, room: Room) -> Row:
 
 def ask_pairwise(row: Row, room: Room) -> Row:
     """Which of two replies to `messages` is more real, in this order; to be asked in both."""
-    messages = checked_messages(row["messages"])
-    if messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
+    messages = _before_reply(row)
     if row["first"] is None or row["second"] is None:
         raise RowError("first or second: null")
     scene = scene_of(row)
@@ -168,6 +160,12 @@ def read_deescalation(output: str, row: Row, room: Room) -> Row:
 def _deescalation(row: Row, room: Room) -> tuple[list[Message], list[Turn]]:
     scene = scene_of(row)
     return _fitted(checked_messages(row["messages"]), lambda turns: deescalation_messages(*scene, turns), room)
+
+
+def _before_reply(row: Row) -> list[Message]:
+    """A row's messages without the assistant's where they end with it."""
+    messages = checked_messages(row["messages"])
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
 def _fitted(
