@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from deescal.judge.pairwise import WORTH
 from deescal.schema import Row
 
 MIN_REPLIES = 3  # of a rank correlation; with two it is 1 or -1
@@ -39,8 +40,11 @@ def calibrate(judged: Sequence[Row], preferences: Sequence[Row], ratings: Sequen
         for r in judged
         if r["rubric"] == "realism" and r["score"] is not None
     }
-    worth = {"a": 1.0, "b": 0.0, "tie": 0.5}
-    decided = _means(_judged_pair(r, worth[r["winner"]]) for r in preferences if r["winner"])
+    decided = _means(
+        _pair(r["item_id"], (r["a"], r["seed"]), (r["b"], r["seed"]), WORTH[r["winner"]])
+        for r in preferences
+        if r["winner"]
+    )
     packs: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in ratings:
         if row["counted"] and row["question"] in ("realism", "more_real"):
@@ -48,7 +52,7 @@ def calibrate(judged: Sequence[Row], preferences: Sequence[Row], ratings: Sequen
     found = []
     for (pack, protocol, question), rows in sorted(packs.items()):
         likert = question == "realism"
-        people = _means((_key(r), r["value"]) if likert else (_pair(r), _value(r)) for r in rows)
+        people = _means((_key(r), r["value"]) if likert else _rated_pair(r) for r in rows)
         judge = scores if likert else decided
         both = sorted(people.keys() & judge.keys(), key=str)
         measure = _ranks if likert else _decisions
@@ -63,18 +67,15 @@ def _key(row: Row) -> tuple[object, ...]:
     return row["protocol"], row["item_id"], row["model"], row["seed"]
 
 
-def _pair(row: Row) -> tuple[object, ...]:
-    return row["item_id"], *sorted([(row["model"], row["seed"]), (row["model_b"], row["seed_b"])], key=str)
+def _rated_pair(row: Row) -> tuple[tuple[object, ...], float]:
+    return _pair(row["item_id"], (row["model"], row["seed"]), (row["model_b"], row["seed_b"]), row["value"])
 
 
-def _value(row: Row) -> float:
-    """1 where the first of `_pair` is more real."""
-    return float(row["value"] if row["model"] <= row["model_b"] else 1 - row["value"])
-
-
-def _judged_pair(row: Row, value: float) -> tuple[tuple[object, ...], float]:
-    key = (row["item_id"], *sorted([(row["a"], row["seed"]), (row["b"], row["seed"])], key=str))
-    return key, value if row["a"] <= row["b"] else 1 - value
+def _pair(
+    item: str, one: tuple[str, int | None], other: tuple[str, int | None], value: float
+) -> tuple[tuple[object, ...], float]:
+    """Key of two replies, (label, seed) each, by label, and what the decision is worth to the first of them."""
+    return ((item, one, other), value) if one[0] <= other[0] else ((item, other, one), 1 - value)
 
 
 def _means(values: Iterable[tuple[tuple, float]]) -> dict[tuple, float]:

@@ -54,8 +54,9 @@ class JudgingConfig(Config):
     @property
     def asked(self) -> tuple[Rubric, ...]:
         """The rubrics that are asked about."""
-        every: tuple[Rubric, ...] = ("realism", "plausibility", "deescalation")
-        return self.rubrics if self.rubrics is not None else every if self.endpoint is None else (every[0], every[2])
+        if self.rubrics is not None:
+            return self.rubrics
+        return ("realism", "deescalation") if self.endpoint else ("realism", "plausibility", "deescalation")
 
 
 class TestConfig(Config):

@@ -16,7 +16,7 @@ from deescal.evaluate.config import JudgingConfig
 from deescal.evaluate.judging import ask_judge, sample_items
 from deescal.evaluate.rows import TURNS
 from deescal.evaluate.stats import compare, correct
-from deescal.judge.pairwise import prefer
+from deescal.judge.pairwise import WORTH, prefer
 from deescal.schema import MESSAGE, Row, to_table
 from deescal.score.job import Watch
 from deescal.storage import join
@@ -176,12 +176,11 @@ def choices_table(preferences: Sequence[Row], *, seed: int = 0, n_resamples: int
 
 
 def _choices(rows: Sequence[Row], seed: int, n_resamples: int) -> Row:
-    worth = {"a": 1.0, "b": 0.0, "tie": 0.5}
     items: dict[str, list[float]] = defaultdict(list)
     cluster = {}
     for row in rows:
         cluster[row["item_id"]] = row["incident_id"] or row["scenario_id"]
-        items[row["item_id"]] += [worth[row["winner"]]] if row["winner"] else []
+        items[row["item_id"]] += [WORTH[row["winner"]]] if row["winner"] else []
     won = [sum(of) / len(of) if of else math.nan for of in items.values()]
     tested = compare(won, [1 - x for x in won], list(cluster.values()), seed=seed, n_resamples=n_resamples)
     winners = [row["winner"] for row in rows]

@@ -31,6 +31,7 @@ SCHEMA = form({"because": EVIDENCE, "better": {"enum": ["first", "second", "tie"
 
 
 Winner = Literal["a", "b", "tie"]
+WORTH: dict[Winner, float] = {"a": 1.0, "b": 0.0, "tie": 0.5}  # of a decision, to a
 A_FIRST: dict[str, Winner] = {"first": "a", "second": "b", "tie": "tie"}
 B_FIRST: dict[str, Winner] = {"first": "b", "second": "a", "tie": "tie"}
 
