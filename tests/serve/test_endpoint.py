@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -160,10 +161,12 @@ def test_base_and_adapters_say_what_transformers_and_peft_say(
             said[model] = list(pool.map(lambda chat, model=model: ask(model, chat), prompts))
     margins = {name: list(_shortfalls(prompts, said[name], served.adapters.get(name))) for name in said}
     for name, found in margins.items():
+        # Rounded to bfloat16 in another order, near ties fall either way: how many there are is the adapter's affair,
+        # how near they are is ours.
         assert max(found) < 0.5, f"{name}: a token that is not the best by {max(found):.2f} nats"
-        assert sum(x == 0 for x in found) > 0.97 * len(found), f"{name}: bfloat16 decides near ties only"
+        assert mean(found) < 0.02, f"{name}: tokens that are not the best by {mean(found):.3f} nats on average"
     wrong = list(_shortfalls(prompts, said["tuned-1"], served.adapters["tuned-2"]))
-    assert max(wrong) > 0.5, "the check tells one adapter from the other"
+    assert mean(wrong) > 0.1, "the check tells one adapter from the other"
 
 
 def _shortfalls(prompts: list[Any], replies: list[str], adapter: str | None) -> Iterator[float]:
