@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
@@ -22,6 +23,15 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPAT
 sys.path.insert(0, str(ROOT))
 
 EXAMPLES = ROOT / "examples"
+
+
+def pytest_runtest_logstart() -> None:
+    """What is there before a test stays: statsmodels collects garbage at each Holm correction, with every library."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # nanobind calls leaked what is not collected at the end
 
 
 @pytest.fixture(scope="session")
