@@ -151,9 +151,9 @@ def check(contestants: Sequence[Contestant], config: EvaluateConfig) -> None:
     from deescal.judge.independence import check_judge
 
     check_keys(contestants, config.keys)
-    check_room(config.generate, config.generate.sampling.max_tokens or REPLIES.answer_tokens)
+    check_room(config.generate, config.generate.sampling.tokens_of(REPLIES.answer_tokens))
     if "interactive" in config.protocols:
-        check_room(config.officer.score, config.officer.score.sampling.max_tokens or REPLIES.answer_tokens)
+        check_room(config.officer.score, config.officer.score.sampling.tokens_of(REPLIES.answer_tokens))
     pairs_to_compare(contestants, config.pairs)
     if (judge := config.judge).model is not None:
         name = f"{base_url(judge.endpoint)}#{judge.model}" if judge.endpoint else judge.model

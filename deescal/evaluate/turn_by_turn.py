@@ -59,7 +59,7 @@ class Asked:
     @property
     def sampling(self) -> SamplingConfig:
         sampling = self.config.sampling
-        return sampling.model_copy(update={"max_tokens": sampling.max_tokens or REPLIES.answer_tokens})
+        return sampling.model_copy(update={"max_tokens": sampling.tokens_of(REPLIES.answer_tokens)})
 
     @contextmanager
     def _open(self) -> Iterator[AskInto]:

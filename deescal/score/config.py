@@ -36,6 +36,10 @@ class SamplingConfig(Config):
             raise ValueError(f"samples={self.samples} would be equal: set temperature over 0, or samples=1")
         return self
 
+    def tokens_of(self, answer_tokens: int) -> int:
+        """Tokens an answer may have, of a task that needs so many."""
+        return self.max_tokens or answer_tokens
+
 
 class OnlineConfig(Config):
     """How an endpoint is asked."""

@@ -59,24 +59,22 @@ def make_plan(data: str, task: Task, models: Sequence[str], config: ScoreConfig,
         UserError: models, data, sampling or endpoint that cannot work; one line.
     """
     contestants = parse_models(models)
-    sampling = config.sampling
-    if sampling.max_tokens is None:
-        sampling = sampling.model_copy(update={"max_tokens": task.answer_tokens})
-    assert sampling.max_tokens is not None
+    max_tokens = config.sampling.tokens_of(task.answer_tokens)
+    sampling = config.sampling.model_copy(update={"max_tokens": max_tokens})
     config = config.model_copy(update={"llm": config.llm.model_copy(update={"model": contestants[0].model})})
-    check_room(config, sampling.max_tokens)
+    check_room(config, max_tokens)
     inputs = read_inputs(data, task, config.split)
     if task is FEATURES:
         _check_features(contestants, sampling, endpoint)
-        room = Room(len, config.llm.max_model_len, sampling.max_tokens)
+        room = Room(len, config.llm.max_model_len, max_tokens)
     elif endpoint is not None:
         if task is PLAUSIBILITY:
             raise UserError("--task plausibility: reads probabilities from an engine of its own, not from an endpoint")
         _check_served(contestants, endpoint, config.online.key_env)
-        room = Room(_estimate_tokens, config.llm.max_model_len, sampling.max_tokens)
+        room = Room(_estimate_tokens, config.llm.max_model_len, max_tokens)
     else:
         contestants = _check_models(contestants, config)
-        room = Room(_token_counter(config.llm.model), config.llm.max_model_len, sampling.max_tokens)
+        room = Room(_token_counter(config.llm.model), config.llm.max_model_len, max_tokens)
     return Plan(data, task, contestants, sampling, config, endpoint, inputs, room)
 
 
