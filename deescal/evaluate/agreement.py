@@ -83,18 +83,6 @@ def observed_agreement(ratings: ArrayLike) -> Agreement:
     return _agreement(float(np.mean(shares)), matrix, used, "")
 
 
-def pairwise_agreement(ratings: ArrayLike) -> np.ndarray:
-    """Share of equal ratings, 0..1, of every two raters over the items that both rated: (n_raters, n_raters).
-
-    NaN where two have no item in common; the diagonal is 1, of a rater without ratings NaN.
-    """
-    matrix = _matrix(ratings)
-    both = ~np.isnan(matrix)[:, None] & ~np.isnan(matrix)[None]
-    n_both = both.sum(2)
-    n_equal = (both & (matrix[:, None] == matrix[None])).sum(2)
-    return np.divide(n_equal, n_both, out=np.full(n_both.shape, NAN), where=n_both > 0)
-
-
 def _matrix(ratings: ArrayLike) -> np.ndarray:
     matrix = np.asarray(ratings, float)
     if matrix.ndim != 2:

@@ -19,7 +19,8 @@ class Calibration:
 
     pack_id: str
     protocol: str
-    question: str  # realism: Spearman's rank correlation; more_real: Cohen's kappa
+    question: str  # of the people. realism: Spearman's rank correlation; more_real: Cohen's kappa
+    rubric: str  # of the judge: realism or plausibility, to people's realism; pairwise, to their more_real
     n: int  # replies, or pairs of them
     n_incidents: int  # that they are of
     value: float
@@ -35,11 +36,10 @@ def calibrate(judged: Sequence[Row], preferences: Sequence[Row], ratings: Sequen
         preferences: rows of `deescal.evaluate.preferences.PREFERENCES`.
         ratings: rows of `deescal.evaluate.humans.ratings.RATINGS`, of any packs; those not counted are left out.
     """
-    scores = {
-        (r["protocol"], r["item_id"], r["contestant"], r["seed"]): r["score"]
-        for r in judged
-        if r["rubric"] == "realism" and r["score"] is not None
-    }
+    scores: dict[str, dict[tuple, float]] = defaultdict(dict)
+    for r in judged:
+        if r["rubric"] in ("realism", "plausibility") and r["score"] is not None:
+            scores[r["rubric"]][r["protocol"], r["item_id"], r["contestant"], r["seed"]] = r["score"]
     decided = _means(
         _pair(r["item_id"], (r["a"], r["seed"]), (r["b"], r["seed"]), WORTH[r["winner"]])
         for r in preferences
@@ -53,13 +53,14 @@ def calibrate(judged: Sequence[Row], preferences: Sequence[Row], ratings: Sequen
     for (pack, protocol, question), rows in sorted(packs.items()):
         likert = question == "realism"
         people = _means((_key(r), r["value"]) if likert else _rated_pair(r) for r in rows)
-        judge = scores if likert else decided
-        both = sorted(people.keys() & judge.keys(), key=str)
         measure = _ranks if likert else _decisions
-        value, agreed, reason = measure([people[key] for key in both], [judge[key] for key in both])
-        items = {key[1] if likert else key[0] for key in both}
-        incidents = {r["incident_id"] or r["scenario_id"] for r in rows if r["item_id"] in items}
-        found.append(Calibration(pack, protocol, question, len(both), len(incidents), value, agreed, reason))
+        for rubric, judge in sorted(scores.items()) if likert else [("pairwise", decided)]:
+            both = sorted(people.keys() & judge.keys(), key=str)
+            value, agreed, reason = measure([people[key] for key in both], [judge[key] for key in both])
+            items = {key[1] if likert else key[0] for key in both}
+            incidents = {r["incident_id"] or r["scenario_id"] for r in rows if r["item_id"] in items}
+            n = len(both), len(incidents)
+            found.append(Calibration(pack, protocol, question, rubric, *n, value, agreed, reason))
     return found
 
 

@@ -78,7 +78,7 @@ class EvaluateConfig(Config):
     keys: Mapping[str, str] = {}  # host of an endpoint -> environment variable with its key; others: DEESCAL_API_KEY
     metrics: MetricsConfig = MetricsConfig()
     judge: JudgingConfig = JudgingConfig()
-    pairs: tuple[tuple[str, str], ...] = ()  # labels compared; none: tuned against base, else all against all
+    pairs: tuple[tuple[str, str], ...] = ()  # labels compared; none: see `contestants.pairs_to_compare`
     test: TestConfig = TestConfig()
     examples: int = Field(default=4, ge=0)  # on the page, of the best and of the worst replies of each contestant
 

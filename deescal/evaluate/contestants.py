@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from urllib.parse import urlsplit
 
 from deescal.config import Config, fingerprint
@@ -135,11 +136,12 @@ def _labelled(contestants: Sequence[Contestant]) -> list[Contestant]:
 
     short = Counter(label(c, with_host=False) for c in contestants)
     labels = [label(c, with_host=short[label(c, with_host=False)] > 1) for c in contestants]
-    seen: Counter[str] = Counter({REFERENCE: 1})  # that one is taken
+    taken = {REFERENCE}
     found = []
     for contestant, name in zip(contestants, labels, strict=True):
-        seen[name] += 1
-        unique = name if seen[name] == 1 else f"{name}-{seen[name]}"
+        numbered = (f"{name}-{n}" for n in count(2))
+        unique = next(text for text in chain([name], numbered) if text not in taken)
+        taken.add(unique)
         found.append(contestant.model_copy(update={"label": unique}))
     return found
 
@@ -185,6 +187,17 @@ def known_pairs(contestants: Sequence[Contestant]) -> list[tuple[str, str]]:
     return found
 
 
+def layout_pairs(contestants: Sequence[Contestant], asked: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Labels (tuned, base) that stand as base -> tuned: those known, else of each first label asked for its first pair.
+
+    What endpoints serve cannot be seen: there a pair that is asked for says which is tuned from which.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    for a, b in asked:
+        first.setdefault(a, (a, b))
+    return known_pairs(contestants) or list(first.values())
+
+
 def _is_tuned(model: str) -> bool:
     """Whether a model is a folder with a note of what it was tuned from."""
     from deescal.judge.independence import NOTES
@@ -193,18 +206,26 @@ def _is_tuned(model: str) -> bool:
 
 
 def pairs_to_compare(contestants: Sequence[Contestant], asked: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Labels (a, b): as asked for; else tuned against base; else each against all before it.
+    """Labels (a, b): as asked for; else tuned against its base and against all that are no base; else all against all.
 
     Raises:
-        UserError: a label that no contestant has.
+        UserError: a label that no contestant has, one against itself, or a pair twice.
     """
     labels = [c.label for c in contestants]
     for label in (label for pair in asked for label in pair):
         if label not in labels:
             raise UserError(f"pairs: no contestant '{label}'; there are {', '.join(labels)}")
+    twice = {pair for pair, n in Counter(frozenset(pair) for pair in asked).items() if n > 1 or len(pair) < 2}
+    if twice:
+        raise UserError(f"pairs: {' and '.join(sorted(next(iter(twice))))}: each pair once, of two contestants")
     if asked:
         return list(asked)
-    return known_pairs(contestants) or [(a, b) for i, a in enumerate(labels) for b in labels[:i]]
+    known = known_pairs(contestants)
+    tuned, bases = {a for a, _ in known}, {b for _, b in known}
+    others = [label for label in labels if label not in tuned | bases]
+    if known:
+        return known + [(a, other) for a, _ in known for other in others]
+    return [(a, b) for i, a in enumerate(labels) for b in labels[:i]]
 
 
 def key_variable(endpoint: str, keys: Mapping[str, str]) -> str:

@@ -119,8 +119,7 @@ def officer_folder(config: EvaluateConfig) -> str:
     officer = config.officer
     assert officer.model is not None
     where = base_url(officer.endpoint) if officer.endpoint else identity(officer.model)
-    how = officer.score.model_dump(mode="json", include={"sampling": True, "llm": {"dtype", "max_model_len"}})
-    return fingerprint(OFFICER_VERSION, officer.model, where, officer.n_turns, how)
+    return fingerprint(OFFICER_VERSION, officer.model, where, officer.n_turns, officer.score.deciding)
 
 
 def _is_complete(out: str, together: Pass, config: EvaluateConfig) -> bool:

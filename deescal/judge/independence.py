@@ -18,7 +18,7 @@ def check_judge(judge_model: str, contestants: Sequence[str], *, allow: bool = F
     """Refuse a judge that is a contestant, or the base of one; `allow` is the user's word that this is meant.
 
     Args:
-        judge_model: registry name, folder, Hugging Face id or URL.
+        judge_model: registry name, folder, Hugging Face id, or URL#NAME of a model at an endpoint.
         contestants: the same, or NAME:adapter.
 
     Raises:
@@ -26,13 +26,19 @@ def check_judge(judge_model: str, contestants: Sequence[str], *, allow: bool = F
     """
     if allow:
         return
-    judge = base_of(judge_model)
+    judge = _names(judge_model)
     for contestant in contestants:
-        if base_of(contestant) == judge:
+        if judge & _names(contestant):
             raise UserError(
                 f"judge '{judge_model}' is also the model of contestant '{contestant}', and models prefer their own "
                 "words: choose a judge of another family, or allow it explicitly"
             )
+
+
+def _names(model: str) -> set[str]:
+    """What it stands for, and at an endpoint what its name there would."""
+    url, _, served = model.partition("#")
+    return {base_of(model), base_of(served)} if served and "://" in url else {base_of(model)}
 
 
 def base_of(name: str) -> str:

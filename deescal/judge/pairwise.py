@@ -25,7 +25,6 @@ SYSTEM = (
 )
 QUESTION = "Which reply is more real, the one in <first> or the one in <second>? Answer in JSON: because, better."
 
-ANSWER_TOKENS = 100  # to allow; the longest answers in English have 55
 
 SCHEMA = form({"because": EVIDENCE, "better": {"enum": ["first", "second", "tie"]}})
 

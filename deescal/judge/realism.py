@@ -27,7 +27,6 @@ from deescal.judge.verdict import (
 START = 100
 REAL_FROM = 85
 ARTIFICIAL_TO = 50
-ANSWER_TOKENS = 400  # to allow; the longest answers in English have 240
 
 CRITERIA = (
     Criterion(
@@ -104,6 +103,9 @@ def realism_verdict(answer: str, reply: str) -> Verdict:
     )
     score = deducted(START, deductions)
     return Verdict(score, realism_band(score), START, deductions, unsupported=sum(not d.supported for d in deductions))
+
+
+BANDS = ("real", "marginal", "artificial")
 
 
 def realism_band(score: float) -> str:

@@ -8,9 +8,7 @@ counted, never repaired or guessed.
 from __future__ import annotations
 
 import json
-import math
 import re
-import statistics
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -151,21 +149,3 @@ def quotes(evidence: str, text: str) -> bool:
 
 def _words(text: str) -> str:
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
-
-
-@dataclass(frozen=True)
-class Combined:
-    """Several samples of one judge on one text."""
-
-    mean: float  # NaN where none was read
-    sd: float  # of the sample, n - 1; NaN where fewer than two were read
-    n_read: int
-    n_unread: int
-
-
-def combine(verdicts: Sequence[Verdict]) -> Combined:
-    """Mean and spread of what was read; unread answers are counted and have no part in the mean."""
-    scores = [v.score for v in verdicts if v.score is not None]
-    mean = statistics.fmean(scores) if scores else math.nan
-    sd = statistics.stdev(scores) if len(scores) > 1 else math.nan
-    return Combined(mean, sd, len(scores), len(verdicts) - len(scores))

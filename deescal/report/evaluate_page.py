@@ -141,7 +141,9 @@ def render_evaluate_page(
         protocols=protocols,
         n_errors=sum(row["n_errors"] for row in summary),
         published=findings.all_published(),
-        judged=findings.judged_rows(judged),
+        judged=findings.judged_rows(judged, summary, run["config"]["test"]),
+        repeats=findings.repeat_rows(judged),
+        judge_is_officer=_judge_is_officer(run["config"]),
         choices=findings.choice_rows(choices),
         calibration=findings.calibration_rows(calibration),
         humans=[human_tables(outcome) for outcome in humans],
@@ -149,6 +151,13 @@ def render_evaluate_page(
         made=made_of(run),
         shown_messages=_SHOWN_MESSAGES,
     )
+
+
+def _judge_is_officer(config: Mapping[str, Any]) -> bool:
+    """Whether it scores conversations in which half of the lines are its own."""
+    judge, officer = (config[who] for who in ("judge", "officer"))
+    talked = "interactive" in config["protocols"]
+    return talked and (judge["model"], judge["endpoint"]) == (officer["model"], officer["endpoint"])
 
 
 def _by_pair(tests: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -65,6 +65,11 @@ class ScoreConfig(Config):
     judge_engine: ImportPath = "deescal.judge.llm:VllmEngine"
     online: OnlineConfig = OnlineConfig()
     ray: RayConfig = RayConfig()
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """Of it what decides answers: not where models run, nor how fast."""
+        return self.model_dump(mode="json", include={"sampling": True, "llm": {"dtype", "max_model_len"}})
 
     @property
     def batches_in_flight(self) -> int:

@@ -122,16 +122,14 @@ def run_identity(plan: Plan) -> str:
         [c.model if plan.endpoint else identity(c.model), c.adapter and [c.adapter.name, c.adapter.digest]]
         for c in plan.contestants
     ]
-    llm = {"dtype": plan.config.llm.dtype, "max_model_len": plan.config.llm.max_model_len}
     parts = [
         plan.task.name,
         plan.task.version,
         asked,
-        plan.data,
-        plan.inputs.version,
+        plan.inputs.version,  # not where they lie: a folder that was moved goes on
         plan.config.split,
         plan.sampling,
-        llm,
+        plan.config.deciding["llm"],
     ]
     if plan.task is FEATURES:
         from deescal.judge.stage import judge_identity

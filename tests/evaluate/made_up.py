@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from deescal.evaluate.config import EvaluateConfig
-from deescal.evaluate.contestants import pairs_to_compare, parse_contestants
+from deescal.evaluate.contestants import layout_pairs, pairs_to_compare, parse_contestants
 from deescal.evaluate.judging import JUDGED
 from deescal.evaluate.rows import SCORED_TURNS
 from deescal.evaluate.significance import means_table, significance_table
@@ -77,7 +77,7 @@ def make(
         "failed": {},
         "weights": {"smollm2-135m": "smollm2-135m@0123456789ab"},
         "pairs": pairs,
-        "tuned": pairs,
+        "tuned": layout_pairs(contestants, ()),
         "config": config.model_dump(mode="json"),
         "metrics": list(SCORES),
         "signatures": {"rouge_l": "rouge_score 0.1.2, rougeL F measure"},
@@ -146,6 +146,8 @@ def _judged(rng: random.Random, rows: list[Row]) -> list[Row]:
             "n_read": 1,
             "n_unread": 0,
             "unsupported": int(rng.random() < 0.1),
+            "scores": [score],
+            "error": None,
         }
         for row, contestant, score in of
     ]

@@ -16,7 +16,6 @@ from deescal.evaluate.agreement import (
     fleiss_kappa,
     krippendorff_alpha,
     observed_agreement,
-    pairwise_agreement,
 )
 
 NAN = math.nan
@@ -124,13 +123,6 @@ def test_kappa_uses_items_with_the_usual_number_of_ratings() -> None:
     found = fleiss_kappa(ratings)
     assert found.value == pytest.approx(fleiss_kappa([[1, 1, 2], [1, 2, 2]]).value)
     assert (found.n_raters, found.n_items, found.n_dropped) == (3, 3, 2)
-
-
-def test_every_two_raters() -> None:
-    found = pairwise_agreement([[1, 2, 3, NAN], [1, 2, 4, NAN], [NAN, 2, NAN, NAN], [NAN, NAN, NAN, 1]])
-    expected = [[1, 2 / 3, 1, NAN], [2 / 3, 1, 1, NAN], [1, 1, 1, NAN], [NAN, NAN, NAN, 1]]
-    assert found == pytest.approx(np.array(expected), nan_ok=True)
-    assert math.isnan(pairwise_agreement([[NAN], [1]])[0, 0])
 
 
 def test_ratings_are_a_matrix() -> None:

@@ -42,6 +42,7 @@ def test_names_adapters_and_urls_are_told_apart() -> None:
 
 def test_labels_are_unique_and_plain() -> None:
     assert labels("a/model", "b/model") == ["model", "model-2"]
+    assert labels("a/model", "b/model", "c/model-2") == ["model", "model-2", "model-2-2"]
     assert labels("https://one.example/v1#gpt", "https://two.example/v1#gpt") == ["gpt@one.example", "gpt@two.example"]
     assert labels("https://h.example/v1#<b>x</b>") == ["b"]
     assert labels("somewhere/reference") == ["reference-2"]  # the real civilian's
@@ -84,10 +85,15 @@ def test_one_base_is_one_pass_in_any_order_and_names_of_an_endpoint_are_alone() 
 
 def test_tuned_is_compared_with_its_base(tmp_path: Path) -> None:
     contestants = parse_contestants(["a,b,a:x=s3://1,b:y=s3://2,c:z=s3://3"])
-    assert pairs_to_compare(contestants, ()) == [("a:x", "a"), ("b:y", "b")]
+    known = [("a:x", "a"), ("b:y", "b")]
+    assert pairs_to_compare(contestants, ()) == [*known, ("a:x", "c:z"), ("b:y", "c:z")]
+    assert pairs_to_compare(contestants[:4], ()) == known
     assert pairs_to_compare(contestants, (("a", "b"),)) == [("a", "b")]
     with pytest.raises(UserError, match="no contestant 'q'; there are a, b, a:x"):
         pairs_to_compare(contestants, (("a", "q"),))
+    for twice in ((("a", "a"),), (("a", "b"), ("b", "a"))):
+        with pytest.raises(UserError, match="each pair once, of two contestants"):
+            pairs_to_compare(contestants, twice)
     assert pairs_to_compare(parse_contestants(["a,b,c"]), ()) == [("b", "a"), ("c", "a"), ("c", "b")]
     (tmp_path / "whole").mkdir()
     (tmp_path / "whole" / "base.json").write_text(json.dumps({"model": "org/a"}))

@@ -448,6 +448,17 @@ def test_disagreement_is_measured(tmp_path):
     assert alone["rated"]["twice"] == 0
 
 
+def test_checks_that_were_passed_over_are_not_passed(tmp_path):
+    pack = exported(tmp_path, LIKERT)
+    rows = read_rows(Path(fill(tmp_path, pack, "ann", lambda *_: "4")))
+    for row in rows:
+        row["realism"] = row["helpfulness"] = "" if pack.key[row["item"]].item_id is None else "4"
+    _, result = import_ratings(str(tmp_path), [write(tmp_path / "ann.csv", rows)])
+    ann = result["raters"]["ann"]
+    assert (ann["checks_passed"], ann["attentive"], ann["counted"]) == (0, False, False)
+    assert ann["checks_due"] > 0
+
+
 @pytest.mark.parametrize("config", [LIKERT, PAIRWISE])
 def test_inattentive_raters_are_kept_but_not_counted(tmp_path, config):
     pack = exported(tmp_path, config)
@@ -457,7 +468,7 @@ def test_inattentive_raters_are_kept_but_not_counted(tmp_path, config):
     table, result = import_ratings(str(tmp_path), files)
     bob = result["raters"]["bob"]
     assert (bob["attentive"], bob["counted"], bob["checks_passed"]) == (False, False, 0)
-    assert bob["checks_answered"] == bob["checks"] > 0
+    assert bob["checks_due"] == bob["checks"] > 0
     rows = table.to_pylist()
     assert {row["counted"] for row in rows if row["rater"] == "bob"} == {False}
     assert {row["choice"] for row in rows if row["counted"]} == {fine}
@@ -476,7 +487,7 @@ def test_half_filled_sheets_are_welcome(tmp_path):
     item["realism"] = "3"
     table, result = import_ratings(str(tmp_path), [*halves, write(tmp_path / "bob.csv", rows)])
     ann, bob, cyd = (result["raters"][name] for name in ("ann", "bob", "cyd"))
-    assert ann["rated"] + ann["checks_answered"] == 15
+    assert ann["rated"] + ann["checks_due"] == 15
     assert (bob["rated"], bob["partly_rated"]) == (0, 1)
     assert cyd["rated"] == 0
     assert cyd["attentive"]

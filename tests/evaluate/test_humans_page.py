@@ -101,7 +101,7 @@ def test_pairwise_by_keys_and_half_handed_in(tmp_path):
     assert [row["more_real"] for row in rows] == ["A", "B", "B"] + [""] * (len(pack.sheets["ann"]) - 3)
     _, result = import_ratings(str(tmp_path), [str(tmp_path / "rated-ann.csv")])
     ann = result["raters"]["ann"]
-    assert ann["rated"] + ann["checks_answered"] == 3
+    assert ann["rated"] + ann["checks_due"] == 3
     assert untroubled(trouble, requests)
 
 

@@ -21,6 +21,7 @@ from deescal.errors import UserError
 from deescal.evaluate.command import app
 from deescal.evaluate.config import EvaluateConfig
 from deescal.evaluate.job import Ended, Watch, evaluate, evaluate_from
+from deescal.evaluate.judging import VERSIONS
 from deescal.evaluate.rows import SCORED_TURNS
 from deescal.evaluate.significance import SIGNIFICANCE
 from deescal.evaluate.summary import SUMMARY_TABLE
@@ -280,8 +281,14 @@ def test_a_step_alone_takes_what_is_there(tmp_path: Path, data: str, api: Api) -
     evaluate_from(str(out), "test", config("metrics.metrics=[bleu_4]"))
     assert (out / "turns.parquet").stat().st_mtime_ns == stamp
     (out / "report.html").unlink()
-    evaluate_from(str(out), "report", config("metrics.metrics=[bleu_4]"))
-    assert (out / "report.html").exists()
+    shutil.copytree(out, tmp_path / "copied", copy_function=shutil.copy)  # its files are younger
+    evaluate_from(str(tmp_path / "copied"), "report", config("metrics.metrics=[bleu_4]"))
+    assert (tmp_path / "copied" / "report.html").exists()
+    assert (tmp_path / "copied" / "turns.parquet").read_bytes() == (out / "turns.parquet").read_bytes()
+    ended = evaluate_from(str(out), "report", config("metrics.metrics=[rouge_l]"))  # the page would say what is not
+    assert ended.run["metrics"] == ["rouge_l"]
+    ended = evaluate_from(str(out), "report", config("metrics.metrics=[bleu_4]"))
+    assert ended.run["metrics"] == ["bleu_4"]
     assert load_config(str(out / "config.json"), EvaluateConfig) == config("metrics.metrics=[bleu_4]")
     for other in ("protocols=[rollout]", "generate.sampling.max_tokens=9"):
         with pytest.raises(UserError, match="differs from that of"):
@@ -409,8 +416,9 @@ def test_a_judges_errors_are_asked_again(tmp_path: Path, data: str, api: Api) ->
     ):
         shutil.rmtree(out, ignore_errors=True)
         api.broken = True
-        compare(data, out, api, *judge, *few, models="good")
-        assert [r["score"] for r in pq.read_table(out / "judged.parquet").to_pylist()] == [None] * 2
+        ended = compare(data, out, api, *judge, *few, models="good")
+        assert ended.failed == {"the judge": "none of 2 answers could be read, the first: HTTP 500: no"}
+        assert not (out / "judged.parquet").exists()
         api.broken, n_judged = False, len(api.asked("judge"))
         again()
         assert len(api.asked("judge")) == n_judged + 2
@@ -449,7 +457,7 @@ def test_other_rubrics_are_judged_anew(tmp_path: Path, data: str, api: Api, monk
     judge = ("judge.model=judge", f"judge.endpoint={api.url}", "judge.n_items=1")
     compare(data, tmp_path / "out", api, *judge, models="good")
     n_judged = len(api.asked("judge"))
-    monkeypatch.setattr("deescal.evaluate.steps.REALISM_VERSION", "another")
+    monkeypatch.setitem(VERSIONS, "realism", "another")
     compare(data, tmp_path / "out", api, *judge, models="good")
     assert len(api.asked("judge")) == 2 * n_judged
 
@@ -525,7 +533,7 @@ def test_conversations_are_played_judged_and_taken_up_again(tmp_path: Path, data
     assert ("teacher_forced", "rouge_l") in metrics
     assert ("interactive", "rouge_l") not in metrics
     assert ("interactive", "realism") in metrics
-    assert ended.run["errors"] == {}
+    assert list(ended.run["errors"]) == ["the judge, deescalation"]  # it answers in realism's form
 
     before, n_asked = tables(out), len(api.seen)
     folder = next((out / "interactive").iterdir())

@@ -18,6 +18,7 @@ from deescal.evaluate.published import PUBLISHED, published_of
 from deescal.evaluate.significance import SIGNIFICANCE, means_table
 from deescal.evaluate.summary import SUMMARY_TABLE, arrow, csv_text, seconds_a_turn, summary_table
 from deescal.evaluate.terminal import paper_table
+from deescal.report import evaluate_findings as findings
 from deescal.report.evaluate_findings import (
     choose_examples,
     comparison_text,
@@ -82,7 +83,10 @@ def test_the_papers_table_has_our_numbers_beside_the_published(made: MadeUp, pag
         assert f"{tuned[f'{name}_low']:.2f} to {tuned[f'{name}_high']:.2f}" in line
     beside = rows[rows.index(line) + 1]
     assert beside.startswith("Qwen2.5-3B-Instruct, as published 11.2 → 15.8 0.9 → 3.8 15.7 → 19.5")
-    assert sum(row.startswith("some-large-model ") and " realism " not in row for row in rows) == 1
+    assert (
+        sum(row.startswith("some-large-model ") and not {"realism", "plausibility"} & set(row.split()) for row in rows)
+        == 1
+    )
     assert sum(", as published" in row for row in rows) == 1
 
 
@@ -106,15 +110,15 @@ def test_choices_of_the_judge_and_its_worth_are_tables(made: MadeUp) -> None:
     chosen = [{**row, "item_id": f"i{n}", "scenario_id": f"i{n}", "winner": "a" if n else "b"} for n in range(9)]
     chosen.append({**row, "item_id": "i9", "scenario_id": "i9", "winner": "tie", "same_words": True})
     worth = [
-        Calibration("p", "teacher_forced", "realism", 40, 9, 0.613, math.nan),
-        Calibration("q", "rollout", "more_real", 2, 1, math.nan, 1.0, "all decisions are the same"),
+        Calibration("p", "teacher_forced", "realism", "plausibility", 40, 9, 0.613, math.nan),
+        Calibration("q", "rollout", "more_real", "pairwise", 2, 1, math.nan, 1.0, "all decisions are the same"),
     ]
     rows = rows_of(render(made, choices=choices_table(chosen).to_pylist(), calibration=worth))
     line = next(row for row in rows if row.startswith("x against y "))
     assert line.startswith("x against y 8, 1, 1 1 85.0")
     assert line.endswith("9 of 9 0 0 0")
-    assert "rank replies alike (Spearman&#39;s rho) teacher forced 0.61 – 40 9" in rows
-    assert "prefer the same of two (Cohen&#39;s kappa) rollout none: all decisions are the same 100 % 2 1" in rows
+    assert "its plausibility ranks replies as people do (Spearman&#39;s rho) teacher forced 0.61 – 40 9" in rows
+    assert "it prefers the same of two (Cohen&#39;s kappa) rollout none: all decisions are the same 100 % 2 1" in rows
 
 
 def test_rollouts_are_not_beside_published_numbers() -> None:
@@ -278,3 +282,16 @@ def test_seconds_a_turn_count_overlapping_waits_once() -> None:
     turns = pa.table({**times, "reply": ["a", "b", "c", None]})
     assert seconds_a_turn(turns) == pytest.approx(4 / 3)
     assert seconds_a_turn(turns.slice(3)) is None
+
+
+def test_several_samples_of_the_judge_say_how_far_it_agrees_with_itself() -> None:
+    rows = [
+        {"rubric": "realism", "protocol": "rollout", "scores": [40.0 * n, 40.0 * n, None if n else 0.0]}
+        for n in range(3)
+    ]
+    once = [{"rubric": "plausibility", "protocol": "rollout", "scores": [1.0]}]
+    assert findings.repeat_rows([*rows, *once]) == [
+        {"rubric": "realism", "protocol": "rollout", "n": 3, "alpha": "1.00"}
+    ]
+    assert findings.bands_text([90.0, 60.0, 60.0, 10.0, math.nan]) == "25, 50, 25 %"
+    assert findings.bands_text([math.nan]) == "–"

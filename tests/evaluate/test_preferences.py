@@ -132,6 +132,9 @@ def test_a_judge_is_ranked_against_the_mean_of_the_people() -> None:
     assert (found.pack_id, found.protocol, found.question) == ("p", "teacher_forced", "realism")
     assert (found.n, found.n_incidents) == (6, 6)
     assert found.value == pytest.approx(spearmanr(people, scores).statistic)
+    likelier = [{**judged(f"i{n}", -score), "rubric": "plausibility"} for n, score in enumerate(scores)]
+    both = calibrate([*rows, *likelier], [], ratings)
+    assert [(of.rubric, of.value) for of in both] == [("plausibility", -found.value), ("realism", found.value)]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,7 @@ def test_ratings_of_replies_that_were_replaced_since_are_left_out(tmp_path: Path
     run = str(tmp_path)
     write_table(f"{run}/turns.parquet", turns_table(rows))
     kept = {name: rows[0][name] for name in ("scenario_id", "incident_id")}
-    counts = {"n_read": 1, "n_unread": 0, "unsupported": 0}
+    counts = {"n_read": 1, "n_unread": 0, "unsupported": 0, "scores": [1.0], "error": None}
     scores = [{**judged(r["item_id"], n), **kept, **counts} for n, r in enumerate(rows)]
     write_table(f"{run}/judged.parquet", to_table(scores, JUDGED))
     people = [

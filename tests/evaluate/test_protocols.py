@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from deescal.dataset.chat import Line, to_messages
 from deescal.evaluate.config import JudgingConfig
 from deescal.evaluate.contestants import Contestant
-from deescal.evaluate.judging import dialogue_rows, read_judged, realism_rows, sample_items
+from deescal.evaluate.judging import dialogue_rows, error_causes, read_judged, realism_rows, sample_items
 from deescal.evaluate.rollout import EARLIER, Dialogue, dialogues, play, rollout_messages
 from deescal.evaluate.rollout_engine import engines
 from deescal.evaluate.rows import (
@@ -216,6 +216,8 @@ def test_the_judge_gets_lines_that_all_answered_spread_over_scenarios() -> None:
     assert "s0-0-0" not in sample_items(table, 99, seed=1)
     assert len(sample_items(table, 99, seed=1)) == 11
     assert chosen == sample_items(table, 3, seed=1) != sample_items(table, 3, seed=2)
+    silent = [turn(row["item_id"], "c", None) for row in rows if row["model"] == "a"]  # each request was an error
+    assert sample_items(turns_table([*rows, *silent]), 3, seed=1) == chosen
 
 
 def test_real_replies_are_judged_unknown_to_the_judge() -> None:
@@ -241,15 +243,22 @@ def test_whole_rollouts_that_all_came_through_are_judged_up_to_their_end() -> No
     assert [(r["item_id"], r["contestant"], r["seed"]) for r in found] == [("s0-0-2", "a", 0), ("s0-0-2", "b", 0)]
     assert found[0]["messages"][-1] == {"role": "assistant", "content": "Why?"}
     many = turns_table([turn(f"s{s}-{w}-0", m, protocol="rollout") for s in range(3) for w in range(4) for m in "ab"])
-    few = dialogue_rows(many, JudgingConfig(model="j", n_items=3))
+    silent = turns_table([turn(f"s{s}-{w}-0", "c", None, protocol="rollout") for s in range(3) for w in range(4)])
+    few = dialogue_rows(pa.concat_tables([many, silent]), JudgingConfig(model="j", n_items=3))
     assert sorted((r["scenario_id"], r["contestant"]) for r in few) == [(f"s{s}", m) for s in range(3) for m in "ab"]
 
 
 def test_samples_of_a_judge_are_averaged_and_the_unread_counted() -> None:
     key = {"protocol": "p", "item_id": "i", "scenario_id": "s", "incident_id": "s", "contestant": "a", "seed": 0}
-    scores = [{**key, "score": s, "unsupported": u} for s, u in ((80, 1), (90, 0), (None, None))]
-    (row,) = read_judged(pa.Table.from_pylist(scores), "realism").to_pylist()
+    scores = [
+        {**key, "sample": n, "score": s, "unsupported": u, "error": None, "unread": why}
+        for n, s, u, why in ((1, 90, 0, None), (2, None, None, "not JSON"), (0, 80, 1, None))
+    ]
+    judged = read_judged(pa.Table.from_pylist(scores), "realism")
+    (row,) = judged.to_pylist()
     assert (row["score"], row["n_read"], row["n_unread"], row["unsupported"]) == (85.0, 2, 1, 1)
+    assert row["scores"] == [80.0, 90.0, None]
+    assert error_causes(judged) == {"the judge, realism": {"not JSON": 1}}
 
 
 def test_lost_and_doubled_rows_are_a_bug_that_is_said() -> None:

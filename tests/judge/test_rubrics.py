@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from deescal.judge.independence import base_of, check_judge
 from deescal.judge.pairwise import Preference, choice, pairwise_messages, prefer
 from deescal.judge.realism import realism_band, realism_messages, realism_verdict
 from deescal.judge.scene import numbered
-from deescal.judge.verdict import EVIDENCE_CHARS, VERDICT, Verdict, combine, quotes
+from deescal.judge.verdict import EVIDENCE_CHARS, VERDICT, quotes
 from tests.judge.answers import allowed
 
 SCHEMAS = {"realism": realism.SCHEMA, "deescalation": deescalation.SCHEMA, "pairwise": pairwise.SCHEMA}
@@ -369,26 +368,6 @@ def test_versions_are_short_and_differ() -> None:
     assert [len(v) for v in versions] == [12, 12, 12]
 
 
-# --- several samples ------------------------------------------------------------------------------------------
-
-
-def verdict(score: int | None) -> Verdict:
-    return Verdict(score, None, None, error=None if score is not None else "empty answer")
-
-
-def test_samples_are_averaged_and_unread_ones_counted() -> None:
-    found = combine([verdict(70), verdict(None), verdict(90)])
-    assert (found.mean, found.n_read, found.n_unread) == (80, 2, 1)
-    assert found.sd == pytest.approx(math.sqrt(200))
-
-
-def test_one_sample_has_no_spread_and_none_no_mean() -> None:
-    assert math.isnan(combine([verdict(0)]).sd)
-    assert combine([verdict(0)]).mean == 0
-    assert math.isnan(combine([verdict(None)]).mean)
-    assert combine([]).n_read == 0
-
-
 # --- independence ---------------------------------------------------------------------------------------------
 
 
@@ -400,6 +379,8 @@ def test_one_sample_has_no_spread_and_none_no_mean() -> None:
         ("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct"),
         ("qwen/qwen2.5-7b-instruct", "qwen2.5-7b:tuned"),
         ("http://localhost:8000/v1", "http://localhost:8000/v1/"),
+        ("http://localhost:8000/v1#smollm2-135m", "smollm2-135m:tuned"),
+        ("https://a.example/v1#gpt", "https://b.example/v1#gpt"),
     ],
 )
 def test_a_judge_that_is_a_contestant_or_its_base_is_refused(judge: str, contestant: str) -> None:

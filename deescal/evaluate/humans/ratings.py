@@ -150,27 +150,30 @@ def _choice(place: str, question: Question, cell: str) -> str | None:
 
 
 def judge_raters(key: Mapping[str, Any], answers: Iterable[Answers], count_inattentive: bool) -> dict[str, Row]:
-    """Every rater of the pack: items, rated, partly_rated, checks, checks_answered, checks_passed, attentive, counted.
+    """Every rater of the pack: items, rated, partly_rated, checks, checks_due, checks_passed, attentive, counted.
 
-    Who passes less than the config's share of the checks answered is not attentive; a check with a question left
-    empty is judged by the other.
+    Due are the checks up to the last answer of a sheet: one that was passed over is not passed. Who passes less than
+    the config's share of them is not attentive; a check with a question left empty is judged by the other.
     """
     config, form = key["config"], key["config"]["form"]
     raters: dict[str, Row] = {}
+    places: dict[str, set[int]] = {name: set() for name in key["sheets"]}  # on the sheet, of what was answered
+    checks: dict[str, list[int]] = {}
     for name, sheet in key["sheets"].items():
-        n_checks = sum(key["items"][blinded]["item_id"] is None for blinded in sheet)
-        zero = dict.fromkeys(("rated", "partly_rated", "checks_answered", "checks_passed"), 0)
-        raters[name] = {"items": len(sheet) - n_checks, "checks": n_checks, **zero}
+        checks[name] = [i for i, blinded in enumerate(sheet) if key["items"][blinded]["item_id"] is None]
+        zero = dict.fromkeys(("rated", "partly_rated", "checks_due", "checks_passed"), 0)
+        raters[name] = {"items": len(sheet) - len(checks[name]), "checks": len(checks[name]), **zero}
     for given in answers:
         origin, rater = key["items"][given.rated_id], raters[given.rater]
+        places[given.rater].add(key["sheets"][given.rater].index(given.rated_id))
         if origin["item_id"] is None:
-            rater["checks_answered"] += 1
             rater["checks_passed"] += set(given.choices.values()) == {origin["answer"]}
         else:
             whole = len(given.choices) == len(QUESTIONS[form])
             rater["rated" if whole else "partly_rated"] += 1
-    for rater in raters.values():
-        rater["attentive"] = rater["checks_passed"] >= config["min_attention"] * rater["checks_answered"]
+    for name, rater in raters.items():
+        rater["checks_due"] = sum(i <= max(places[name], default=-1) for i in checks[name])
+        rater["attentive"] = rater["checks_passed"] >= config["min_attention"] * rater["checks_due"]
         rater["counted"] = rater["attentive"] or count_inattentive
     return raters
 
