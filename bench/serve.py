@@ -46,7 +46,9 @@ def command_of(way: str, config: ServeConfig, overrides: Sequence[str], port: in
             flags += [flag, '{"backend": "xgrammar", "disable_any_whitespace": true}']
         elif value is True:
             flags.append(flag)
-        elif value is not False:
+        elif value is False:
+            flags.append(f"--no-{name.replace('_', '-')}")
+        else:
             flags += [flag, str(value)]
     served = ["--served-model-name", config.served_name, "--port", str(port), "--disable-uvicorn-access-log"]
     # What `vllm serve` runs, which asks for its package's version under a name that the CPU build does not have.

@@ -112,7 +112,7 @@ class EvaluateConfig(Config):
         groups = [at_once]
         if self.judge.model is not None and self.judge.endpoint is None:
             groups.append([self.judge.score])
-        cpus = math.ceil(max(sum(_cpus(s) for s in group) + 1 for group in groups))
+        cpus = math.ceil(max(sum(s.demand["CPU"] for s in group) + 1 for group in groups))
 
         def roomy(score: ScoreConfig) -> ScoreConfig:
             return score.model_copy(
@@ -126,7 +126,3 @@ class EvaluateConfig(Config):
                 "judge": self.judge.model_copy(update={"score": roomy(self.judge.score)}),
             }
         )
-
-
-def _cpus(score: ScoreConfig) -> float:
-    return score.workers.demand(score.llm.tensor_parallel_size)["CPU"]

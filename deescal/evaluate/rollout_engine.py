@@ -77,7 +77,7 @@ def engines(
         UserError: Ray has less than they ask for.
     """
     resources = config.workers
-    demand = at_once or resources.demand(config.llm.tensor_parallel_size)
+    demand = at_once or config.demand
     start_ray(config.ray, demand["CPU"] + 1, demand)
     import ray
 

@@ -98,7 +98,7 @@ def speakers(together: Pass, config: EvaluateConfig) -> Iterator[tuple[Asked, As
     here += [officer.score] if talks and officer.endpoint is None else []
     at_once: Counter[str] = Counter()
     for score in here:
-        at_once.update(score.workers.demand(score.llm.tensor_parallel_size))
+        at_once.update(score.demand)
     with ExitStack() as stack:
         model = Asked(first.model, together.contestants, first.endpoint, config.generate, engine, at_once, stack)
         simulator = None

@@ -72,6 +72,11 @@ class ScoreConfig(Config):
         return self.model_dump(mode="json", include={"sampling": True, "llm": {"dtype", "max_model_len"}})
 
     @property
+    def demand(self) -> dict[str, float]:
+        """What Ray must have for all engines at once, by Ray's names; memory once an engine, however many GPUs."""
+        return {**self.workers.demand(self.llm.tensor_parallel_size), "memory": self.workers.demand()["memory"]}
+
+    @property
     def batches_in_flight(self) -> int:
         """Of one engine: twice what it works on, since a batch that waits for its longest answer leaves room."""
         return 2 * -(-self.llm.max_num_seqs // self.batch_size) + 1

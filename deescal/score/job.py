@@ -102,7 +102,8 @@ def _begin(out: str, plan: Plan) -> dict[str, Any] | None:
         if exists(file):
             if read_json(file).get("fingerprint") != asked:
                 raise UserError(
-                    f"--out '{out}': holds a scoring run of another task, model, dataset or sampling; give another"
+                    f"--out '{out}': holds a scoring run of another task, dataset, sampling or model (its name, "
+                    "weights or endpoint); give another folder"
                 )
             if exists(join(out, "run.json")):
                 return dict(read_json(join(out, "run.json")))

@@ -62,7 +62,7 @@ def ask_offline(
     work = join(out, "work")
     remove_folder(work)
     files = write_batches(requests, work, config.batch_size)
-    demand = config.workers.demand(config.llm.tensor_parallel_size)
+    demand = config.demand
     start_ray(config.ray, demand["CPU"] + 1, demand)
     check_place(files[0])
     room = config.llm.max_model_len - (sampling.max_tokens or 0)

@@ -17,7 +17,7 @@ from deescal.score.source import Inputs, read_inputs
 from deescal.score.tables import make_requests
 from deescal.score.tasks import FEATURES, PLAUSIBILITY, Room, Task
 from deescal.serve.adapters import check_adapter
-from deescal.serve.client import check_endpoint
+from deescal.serve.client import base_url, check_endpoint
 
 CHARACTERS_A_TOKEN = 3  # of English, at the least: for prompts to an endpoint whose tokenizer is not here
 
@@ -34,6 +34,7 @@ class Plan:
     endpoint: str | None
     inputs: Inputs
     room: Room
+    served: tuple[str, ...] = ()  # of an endpoint: what tells the weights of each contestant
 
     @property
     def n_requests(self) -> int:
@@ -64,18 +65,24 @@ def make_plan(data: str, task: Task, models: Sequence[str], config: ScoreConfig,
     config = config.model_copy(update={"llm": config.llm.model_copy(update={"model": contestants[0].model})})
     check_room(config, max_tokens)
     inputs = read_inputs(data, task, config.split)
+    served: tuple[str, ...] = ()
     if task is FEATURES:
         _check_features(contestants, sampling, endpoint)
         room = Room(len, config.llm.max_model_len, max_tokens)
     elif endpoint is not None:
         if task is PLAUSIBILITY:
             raise UserError("--task plausibility: reads probabilities from an engine of its own, not from an endpoint")
-        _check_served(contestants, endpoint, config.online.key_env)
-        room = Room(_estimate_tokens, config.llm.max_model_len, max_tokens)
+        cards = _check_served(contestants, endpoint, config.online.key_env)
+        known = [card["max_model_len"] for card in cards if isinstance(card.get("max_model_len"), int)]
+        max_model_len = min(known, default=config.llm.max_model_len)  # its own, where it says
+        config = config.model_copy(update={"llm": config.llm.model_copy(update={"max_model_len": max_model_len})})
+        check_room(config, max_tokens)
+        served = tuple(str(card.get("weights") or base_url(endpoint)) for card in cards)
+        room = Room(_estimate_tokens, max_model_len, max_tokens)
     else:
         contestants = _check_models(contestants, config)
         room = Room(_token_counter(config.llm.model), config.llm.max_model_len, max_tokens)
-    return Plan(data, task, contestants, sampling, config, endpoint, inputs, room)
+    return Plan(data, task, contestants, sampling, config, endpoint, inputs, room, served)
 
 
 def _check_features(contestants: Sequence[Contestant], sampling: SamplingConfig, endpoint: str | None) -> None:
@@ -87,11 +94,10 @@ def _check_features(contestants: Sequence[Contestant], sampling: SamplingConfig,
         raise UserError(f"sampling.samples={sampling.samples}: task features draws nothing")
 
 
-def _check_served(contestants: Sequence[Contestant], endpoint: str, key_env: str) -> None:
+def _check_served(contestants: Sequence[Contestant], endpoint: str, key_env: str) -> list[dict[str, Any]]:
     if named := next((c for c in contestants if c.adapter), None):
         raise UserError(f"--model '{named.name}': an endpoint serves adapters under their own names; give that name")
-    for contestant in contestants:
-        check_endpoint(endpoint, contestant.model, key_env)
+    return [check_endpoint(endpoint, contestant.model, key_env) for contestant in contestants]
 
 
 def _check_models(contestants: Sequence[Contestant], config: ScoreConfig) -> list[Contestant]:
@@ -122,6 +128,8 @@ def run_identity(plan: Plan) -> str:
         [c.model if plan.endpoint else identity(c.model), c.adapter and [c.adapter.name, c.adapter.digest]]
         for c in plan.contestants
     ]
+    if plan.served:
+        asked.append(plan.served)
     parts = [
         plan.task.name,
         plan.task.version,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import tempfile
@@ -22,8 +23,15 @@ from deescal.errors import UserError, one_line
 from deescal.models import cache_folder, identity, resolve
 from deescal.storage import STORAGE_ERRORS, absolute, exists, get_folder, join
 
+log = logging.getLogger(__name__)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base.json"  # of `deescal.train.export`: what it was tuned on
+# Of adapter_config.json, what vLLM 0.32 refuses (vllm/lora/peft_helper.py): in a replica, or in the middle of a run.
+_NOT_SERVED = (
+    *("use_dora", "bias", "modules_to_save", "lora_bias"),
+    *("alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora"),
+)
+_INITS = ("none", "true", "false", "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -114,9 +122,11 @@ def check_fit(folder: str, base: str, slots: LoraSlots) -> None:
     config = _read_json(Path(folder, CONFIG))
     if config.get("peft_type") != "LORA":
         raise UserError(f"peft_type is {config.get('peft_type')}, only LORA can be served")
-    for field, allowed in (("use_dora", (None, False)), ("bias", (None, "none")), ("modules_to_save", (None, []))):
-        if config.get(field) not in allowed:
-            raise UserError(f"{field}={config[field]!r} cannot be served; tune without it, or merge it")
+    wrong_field = next((f for f in _NOT_SERVED if config.get(f) and config[f] != "none"), None)
+    if str(config.get("init_lora_weights", True)).lower() not in _INITS:  # others change the base's own weights
+        wrong_field = "init_lora_weights"
+    if wrong_field:
+        raise UserError(f"{wrong_field}={config[wrong_field]!r} cannot be served; tune without it, or merge it")
     ranks = [int(config.get("r") or 0), *(int(r) for r in (config.get("rank_pattern") or {}).values())]
     shapes = read_shapes(Path(folder, WEIGHTS))
     pairs = _pairs(shapes)
@@ -160,12 +170,12 @@ def _pairs(shapes: Mapping[str, list[int]]) -> dict[str, tuple[list[int], list[i
 def _check_base(
     folder: Path, config: Mapping[str, Any], pairs: Mapping[str, tuple[list[int], list[int]]], base: str
 ) -> None:
-    """By the identity that `deescal train` wrote, and by the shapes of the base's own matrices where they are here."""
+    """By the note that `deescal train` wrote, and by the shapes of the base's own matrices where they are here."""
     trained_on = config.get("base_model_name_or_path")
     note = folder / BASE
     if note.is_file():
         said = _read_json(note)
-        if said.get("identity") and said["identity"] != identity(base):
+        if said.get("identity") and not _is_of_hub_model(said, base) and said["identity"] != identity(base):
             raise UserError(f"tuned on {said['identity']}, the base served is {identity(base)}")
     elif trained_on not in (None, base, resolve(base)) and not Path(resolve(base)).is_dir():
         raise UserError(f"tuned on {trained_on}, the base served is {base}")
@@ -182,6 +192,18 @@ def _check_base(
                 f"tuned on another base ({trained_on}): {module} is {b[0]} x {a[1]}, in {base} it is "
                 f"{' x '.join(map(str, ours))}"
             )
+
+
+def _is_of_hub_model(note: Mapping[str, Any], base: str) -> bool:
+    """Whether a note names a model of the hub, and the base is that one: any commit, as most change no weights."""
+    from deescal.train.export import base_reference
+
+    reference, commit = base_reference(base)
+    if not note.get("revision") or str(note.get("model")).casefold() != reference.casefold():
+        return False
+    if commit and note["revision"] != commit:
+        log.warning("adapter tuned on commit %s of %s, served over %s", note["revision"], reference, commit)
+    return True
 
 
 def _place(digest: str) -> Path:

@@ -80,7 +80,16 @@ def check_status(response: httpx.Response, body: bytes) -> None:
     wait_s = seconds_asked(response.headers.get("retry-after", ""))
     words = _without_key(_words(body), response)
     message = f"HTTP {status}" + (f": {words}" if words else "") + (f"; try again in {wait_s:g} s" if wait_s else "")
-    raise EndpointError(message, status, retryable=status in RETRYABLE, retry_after_s=wait_s)
+    retryable = status in RETRYABLE or (status == HTTPStatus.NOT_FOUND and not _is_of_api(body))
+    raise EndpointError(message, status, retryable=retryable, retry_after_s=wait_s)
+
+
+def _is_of_api(body: bytes) -> bool:
+    """Whether an error is an API's own; a proxy before one that is down or starting (Ray Serve's) says it in text."""
+    try:
+        return isinstance(json.loads(body), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _words(body: bytes) -> str:

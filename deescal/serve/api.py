@@ -93,7 +93,8 @@ def build_api(backend: Backend, config: ServeConfig, keys: KeyRing, record: Reco
         guarded,
         allow_origins=config.http.cors_origins,
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type"],
+        allow_headers=["*"],  # OpenAI's own client for browsers sends several of its own
+        expose_headers=["X-Dropped-Turns", "X-Request-ID", "Retry-After"],
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from deescal.dataset.chat import Message, count_tokens, fold_system, load_tokenizer, render
 from deescal.errors import UserError
+from deescal.models import identity
 from deescal.serve.adapters import Adapter, Brought, bring_adapter
 from deescal.serve.config import ServeConfig
 from deescal.serve.errors import RequestRefused
@@ -30,6 +31,7 @@ class EngineBackend:
         self._adapters: dict[str, Adapter] = {}
         self._engine_names: dict[str, str] = {}  # of adapters: name -> vLLM's
         self._started_at = int(time.time())
+        self._weights = identity(config.llm.model)
         self._tokenizer = load_tokenizer(config.llm.model)
         self._has_system_role = has_system_role(self._tokenizer)
 
@@ -43,8 +45,11 @@ class EngineBackend:
             "max_model_len": self._config.llm.max_model_len,
         }
         return [
-            {"id": base, **common, "root": self._config.llm.model, "parent": None},
-            *({"id": name, **common, "root": a.uri, "parent": base} for name, a in self._adapters.items()),
+            {"id": base, **common, "root": self._config.llm.model, "parent": None, "weights": self._weights},
+            *(
+                {"id": name, **common, "root": a.uri, "parent": base, "weights": f"{self._weights}, {a.digest}"}
+                for name, a in self._adapters.items()
+            ),
         ]
 
     def count_tokens(self, messages: Sequence[Message]) -> int:

@@ -298,8 +298,10 @@ async def bounded(n: int, concurrency: int, job: Callable[[int], Awaitable[None]
         raise errors.exceptions[0] from None
 
 
-def check_endpoint(url: str, model: str, key_env: str = KEY_ENV) -> list[str]:
-    """Before heavy work: is there an API at this address, does it take our key, has it this model? -> its models.
+def check_endpoint(url: str, model: str, key_env: str = KEY_ENV) -> dict[str, Any]:
+    """Before heavy work: is there an API at this address, does it take our key, has it this model? -> the model's card.
+
+    A card has the model's `id`; ours and vLLM's also `max_model_len`, ours `weights`, which change when they do.
 
     Raises:
         UserError: it cannot be reached, refuses the key, is no such API, or does not serve the model (with what it
@@ -321,14 +323,14 @@ def check_endpoint(url: str, model: str, key_env: str = KEY_ENV) -> list[str]:
         raise UserError(f"endpoint {url}: moved to {response.headers['location'].removesuffix('/models')}; give that")
     try:
         check_status(response, response.content)
-        models = sorted(str(entry["id"]) for entry in json_object(response.content)["data"])
+        cards = {str(card["id"]): dict(card) for card in json_object(response.content)["data"]}
     except EndpointError as error:
         raise UserError(f"endpoint {url}: {where}: {error}; expected an OpenAI-compatible API") from error
     except (KeyError, TypeError) as error:
         raise UserError(f"endpoint {url}: {where} lists no models; expected an OpenAI-compatible API") from error
-    if model not in models:
-        raise UserError(f"endpoint {url}: no model '{model}'; it serves {', '.join(models) or 'none'}")
-    return models
+    if model not in cards:
+        raise UserError(f"endpoint {url}: no model '{model}'; it serves {', '.join(sorted(cards)) or 'none'}")
+    return cards[model]
 
 
 def base_url(url: str) -> str:

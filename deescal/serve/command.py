@@ -33,6 +33,8 @@ Overrides = Annotated[
 ]
 Port = Annotated[int, typer.Option(help="Of the endpoint on this machine; a cluster is named by RAY_ADDRESS.")]
 
+_LOOK_S = 2.0  # between looks whether `deescal serve stop` has ended it
+
 app = typer.Typer(
     cls=RunUnlessNamed,
     no_args_is_help=True,
@@ -68,11 +70,18 @@ def run(
     except deploy.ServeFailed as error:
         console.print(f"deescal: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
-    show_live(served, ready.keys.required, live.describe().metrics_urls, console)
+    state = live.describe()
+    show_live(served, state, ready.keys.required, console)
     if detach:
         return
+    console.print("Ctrl-C stops it", style="dim")
     with deploy.until_stopped() as stopped, live.noted_address(ready.http.port):
-        stopped.wait()
+        n_missed = 0  # a controller that is started anew is soon back
+        while not stopped.wait(_LOOK_S) and n_missed < 3:
+            n_missed = 0 if deploy.is_there() else n_missed + 1
+        if not stopped.is_set():
+            console.print("stopped by another command", style="dim")
+            return
         console.print("stopping: requests under way are finished first", style="dim")
         deploy.stop(ready.replicas.drain_s)
 
@@ -133,7 +142,7 @@ def write_config(
 
     from deescal.serve.deploy import prepare, serve_config
 
-    ready = prepare(_config(config, model, adapter, overrides))
+    ready = prepare(_config(config, model, adapter, overrides), on_nodes=True)
     print(yaml.safe_dump(serve_config(ready), sort_keys=False), end="")
 
 
@@ -163,13 +172,14 @@ def _change(load: Sequence[Adapter], unload: Sequence[str], port: int) -> None:
     show_state(state)
 
 
-def show_live(served: Live, has_keys: bool, metrics_urls: Sequence[str], console: Console) -> None:
+def show_live(served: Live, state: State, has_keys: bool, console: Console) -> None:
     """What somebody needs who wants to use it."""
     who = "with an API key (Authorization: Bearer ...)" if has_keys else "from this machine only: no API key is set"
     console.print(f"serving {', '.join(served.models)}", markup=False)
-    console.print(f"  API      {served.url}/v1   {who}", markup=False)
-    console.print(f"  metrics  {', '.join(metrics_urls)}", markup=False)
-    console.print("Ctrl-C stops it", style="dim")
+    console.print(f"  API      {state.url}/v1   {who}", markup=False)
+    console.print(f"  metrics  {', '.join(state.metrics_urls)}", markup=False)
+    if served.url != state.url:
+        console.print(f"  Serve runs on this cluster already: {served.url} of the config is not used", style="yellow")
 
 
 def show_state(state: State) -> None:

@@ -37,6 +37,9 @@ class ReplicasConfig(Config):
     num_cpus: float = Field(default=2, ge=0)  # of one worker, of which there are `llm.tensor_parallel_size`
     num_gpus: float = Field(default=0, ge=0)  # the same
     memory_gib: float = Field(default=6.0, ge=0)
+    # Of the replicas, how many more there may be while an update replaces them; 0: the old one stops before the new one
+    # starts, so that a single one answers nothing for the time of a start.
+    surge_percent: int = Field(default=0, ge=0, le=100)
     drain_s: float = Field(default=60.0, ge=0)  # a replica that stops may finish its requests for so long
     start_s: float = Field(default=900.0, gt=0)  # to the first healthy replica
 

@@ -44,8 +44,11 @@ class Live(Config):
     models: list[str]
 
 
-def prepare(config: ServeConfig) -> ServeConfig:
+def prepare(config: ServeConfig, *, on_nodes: bool = False) -> ServeConfig:
     """Everything that can be wrong before Ray starts; the config with the adapters' digests.
+
+    Args:
+        on_nodes: it is for other machines: keys that are `required` need not be here, a replica there looks for them.
 
     Raises:
         UserError: no such model, an adapter that does not fit, or open to others without a key.
@@ -53,8 +56,8 @@ def prepare(config: ServeConfig) -> ServeConfig:
     from deescal.dataset.chat import load_tokenizer
 
     load_tokenizer(config.llm.model)
-    keys = read_keys(config.keys.file)
-    if not keys and not is_local_host(config.http.host):
+    keys = None if on_nodes and config.keys.required else read_keys(config.keys.file)
+    if keys is not None and not keys and not is_local_host(config.http.host):
         raise UserError(
             f"http.host={config.http.host}: without API keys it listens on this machine only; set DEESCAL_API_KEYS or "
             "keys.file, or http.host=127.0.0.1"
@@ -128,16 +131,33 @@ def apply(schema: dict[str, Any]) -> None:
 
     Other applications on this Ray stay: Serve takes what a config does not name for deleted.
     """
-    import ray
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
 
     # `serve deploy` sends the same to the dashboard, which a laptop's Ray does not have.
     client = _get_global_client()
     assert client is not None  # Serve has been started
-    there = ray.get(client._controller.get_app_configs.remote())
-    others = [app.model_dump(exclude_unset=True) for name, app in there.items() if name != APPLICATION]
+    others = [app.model_dump(exclude_unset=True) for name, app in applied(client).items() if name != APPLICATION]
     client.deploy_apps(ServeDeploySchema.model_validate({**schema, "applications": [*schema["applications"], *others]}))
+
+
+def applied(client: Any) -> dict[str, Any]:
+    """Applications that are there -> what was last applied; the controller keeps that of deleted ones, too."""
+    import ray
+    from ray import serve
+
+    there = serve.status().applications
+    return {name: app for name, app in ray.get(client._controller.get_app_configs.remote()).items() if name in there}
+
+
+def is_there() -> bool:
+    """Whether the endpoint is known to Serve, in whatever state; once Serve has ended it is not."""
+    from ray import serve
+
+    try:
+        return APPLICATION in serve.status().applications
+    except Exception:  # RayActorError and others, of a controller that has gone
+        return False
 
 
 def wait(limit_s: float, say: Say = print) -> None:
@@ -190,11 +210,12 @@ def stop(drain_s: float) -> None:
     from ray import serve
     from ray.serve.context import _get_global_client
 
-    client = _get_global_client()
-    assert client is not None
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None or not is_there():
+        return
     ray.get(client._controller.delete_apps.remote([APPLICATION]))
     deadline = time.monotonic() + drain_s + _STOP_S
-    while APPLICATION in serve.status().applications and time.monotonic() < deadline:
+    while is_there() and time.monotonic() < deadline:
         time.sleep(0.5)
     if not serve.status().applications:
         serve.shutdown()

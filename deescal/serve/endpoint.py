@@ -7,6 +7,7 @@ app), so that a token crosses one; docs/serving.md says what that gains.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ from deescal.serve.config import ServeConfig
 from deescal.serve.deploy import DEPLOYMENT
 from deescal.serve.keys import read_keys
 from deescal.train.export import pin_date
+
+log = logging.getLogger("deescal.serve")
 
 
 class LiveConfig(Config):
@@ -56,7 +59,7 @@ class Endpoint(LLMServer):
         self._keys = read_keys(self._config.keys.file)
         if self._config.keys.required and not self._keys:  # else it would serve whoever reaches this node
             raise UserError("no API key on this node: set DEESCAL_API_KEYS or keys.file where Ray starts on every node")
-        logging.getLogger("deescal.serve").setLevel(logging.INFO)  # a line a request, by Ray's handler into its logs
+        log.setLevel(logging.INFO)  # a line a request, by Ray's handler into its logs
         os.environ.update(engine_environment(self._config.llm))
         on_cpu = not self._config.replicas.num_gpus
         if on_cpu:
@@ -69,6 +72,15 @@ class Endpoint(LLMServer):
         from deescal.serve.metrics import ray_recorder
 
         return build_api(self._backend, self._config, self._keys, ray_recorder())
+
+    async def check_health(self) -> None:
+        """Called by Serve every few seconds; a key that was taken out of the file opens nothing from then on."""
+        await super().check_health()
+        if self._config.keys.file is not None:
+            try:
+                self._keys.digests = (await asyncio.to_thread(read_keys, self._config.keys.file)).digests
+            except UserError as error:  # half written, or away for a moment
+                log.warning("the keys stay as they were: %s", error)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Called by Serve at the start, and in a running replica where `user_config` has changed."""
@@ -110,6 +122,7 @@ def _deployment(config: ServeConfig) -> dict[str, Any]:
         "max_ongoing_requests": replicas.max_ongoing,
         "max_queued_requests": replicas.max_queued,
         "graceful_shutdown_timeout_s": replicas.drain_s,
+        "max_surge_percent": replicas.surge_percent,
         "health_check_period_s": 5,
         "health_check_timeout_s": 30,
         # CPUs are the placement group's; the replica's own process works while the engine's waits.

@@ -21,9 +21,9 @@ MIN_LENGTH = 16  # characters; 16 random letters and digits have 95 bits
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class KeyRing:
-    """Names of keys and the SHA-256 of each; false where there is none."""
+    """Names of keys and the SHA-256 of each, which a replica replaces when the file does; false where there is none."""
 
     digests: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 

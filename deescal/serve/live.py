@@ -17,7 +17,18 @@ from deescal.errors import UserError
 from deescal.models import cache_folder
 from deescal.serve.adapters import Adapter, check_adapter
 from deescal.serve.config import ServeConfig
-from deescal.serve.deploy import APPLICATION, DEPLOYMENT, Say, ServeFailed, apply, check_on_nodes, explain, url_of, wait
+from deescal.serve.deploy import (
+    APPLICATION,
+    DEPLOYMENT,
+    Say,
+    ServeFailed,
+    applied,
+    apply,
+    check_on_nodes,
+    explain,
+    url_of,
+    wait,
+)
 from deescal.storage import read_json, write_json
 
 _CHANGE_S = 300.0  # for replicas to take a change of adapters
@@ -62,11 +73,13 @@ def noted_address(port: int) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         yield
         return
-    write_json(str(_note(port)), {"address": ray.get_runtime_context().gcs_address})
+    address = ray.get_runtime_context().gcs_address
+    write_json(str(_note(port)), {"address": address})
     try:
         yield
     finally:
-        _note(port).unlink(missing_ok=True)
+        if _note(port).is_file() and read_json(str(_note(port)))["address"] == address:  # of no newer one
+            _note(port).unlink()
 
 
 def change_adapters(load: Sequence[Adapter], unload: Sequence[str], say: Say = print) -> State:
@@ -96,6 +109,7 @@ def change_adapters(load: Sequence[Adapter], unload: Sequence[str], say: Say = p
         wait(_CHANGE_S, say)
     except ServeFailed:
         _put_adapters(before, config.adapters)
+        wait(config.replicas.start_s, say)  # one that could not load it is replaced
         raise
     return describe()
 
@@ -133,11 +147,10 @@ def describe() -> State:
 
 def _running() -> dict[str, Any]:
     """The Serve config that was last applied."""
-    import ray
     from ray.serve.context import _get_global_client
 
     client = _get_global_client(raise_if_no_controller_running=False)
-    applications = ray.get(client._controller.get_app_configs.remote()) if client else {}
+    applications = applied(client) if client else {}
     if client is None or APPLICATION not in applications:
         raise UserError("no endpoint of `deescal serve` runs on this Ray")
     options = client.http_config

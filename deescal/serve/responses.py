@@ -85,6 +85,7 @@ class ModelCard(BaseModel):
     root: str | None = None
     parent: str | None = None
     max_model_len: int | None = Field(default=None, description="tokens of a prompt with its reply")
+    weights: str | None = Field(default=None, description="changes when the weights under this name do")
 
 
 class ModelList(BaseModel):

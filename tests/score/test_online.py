@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from deescal.score.config import SamplingConfig, ScoreConfig
 from deescal.score.job import Ended, Watch, score
 from deescal.score.online import fields
 from deescal.score.tables import REQUESTS
-from tests.serve.fake_server import FakeServer, Handler, fail, reply
+from tests.serve.fake_server import FakeServer, Handler, fail, raw, reply
 from tests.train.tiny import write_dataset
 
 from .conftest import user, write_rows
@@ -129,6 +130,23 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, api: Api) -> None:
     ask(data, tmp_path / "out", api)
     with pytest.raises(UserError, match="holds a scoring run of another"):
         ask(data, tmp_path / "out", api, "tuned")
+    n_asked = len(api.seen)
+    for card in ({"weights": "abc"}, {"max_model_len": 999}):  # other weights under the name; another room for prompts
+        api.models = raw(json.dumps({"data": [{"id": "base", **card}]}).encode())
+        with pytest.raises(UserError, match="holds a scoring run of another"):
+            ask(data, tmp_path / "out", api)
+    assert len(api.seen) == n_asked
+
+
+def test_a_prompt_has_the_room_that_the_endpoint_gives(tmp_path: Path, api: Api) -> None:
+    talk = [{"role": "assistant" if n % 2 else "user", "content": f"line {n} " + "word " * 60} for n in range(40)]
+    data = write_rows(tmp_path / "rows.parquet", [{"messages": talk, "reply": "No."}])
+    sizes = []
+    for max_model_len in (2048, 8192):
+        api.models = raw(json.dumps({"data": [{"id": "base", "max_model_len": max_model_len}]}).encode())
+        score(data, str(tmp_path / str(max_model_len)), "realism", ["base"], CONFIG, endpoint=api.url)
+        sizes.append(len(json.dumps(api.seen[-1][2]["messages"])))
+    assert sizes[0] < 0.7 * sizes[1], "the middle of a long dialogue is left out where there is no room"
 
 
 def test_a_request_is_sent_with_seed_and_form() -> None:

@@ -87,6 +87,9 @@ def test_from_an_object_store(tmp_path: Path, base: str, s3: Any) -> None:
         ({"use_dora": True}, "use_dora=True cannot be served"),
         ({"bias": "all"}, "bias='all' cannot be served"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] cannot be served"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4' cannot be served"),
+        ({"layer_replication": [[0, 2]]}, r"layer_replication=\[\[0, 2\]\] cannot be served"),
+        ({"lora_bias": True}, "lora_bias=True cannot be served"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(tmp_path: Path, base: str, options: dict[str, Any], why: str) -> None:
@@ -114,6 +117,21 @@ def test_the_note_of_training_tells_bases_of_one_shape_apart(tmp_path: Path, bas
     note.write_text(json.dumps({"model": "m", "revision": None, "identity": "m@0123456789ab"}))
     with pytest.raises(UserError, match="tuned on m@0123456789ab, the base served is"):
         check_adapter(asked, base, SLOTS)
+
+
+def test_a_hub_model_is_told_by_its_name_whatever_commit_it_has_today(
+    tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = adapter(tmp_path, base)
+    note = {"model": "Org/Model", "revision": "a" * 40, "identity": "Org/Model@aaaaaaaaaaaa"}
+    Path(asked.uri, "base.json").write_text(json.dumps(note))
+    for reference, fits in (("org/model", True), ("org/other", False)):
+        monkeypatch.setattr("deescal.train.export.base_reference", lambda _, reference=reference: (reference, "b" * 40))
+        if fits:
+            check_adapter(asked, base, SLOTS)
+        else:
+            with pytest.raises(UserError, match="tuned on Org/Model@aaaaaaaaaaaa, the base served is"):
+                check_adapter(asked, base, SLOTS)
 
 
 def test_broken_files(tmp_path: Path, base: str) -> None:

@@ -58,6 +58,7 @@ def test_completions_and_a_server_that_counts_nothing() -> None:
     "trouble",
     [
         *(fail(status) for status in (429, 500, 502, 503, 504)),
+        raw(b"Path '/v1/chat/completions' not found. Ping http://.../-/routes for available routes.", 404),  # Ray Serve
         *(drop, html(), raw(b"\xff\xfe"), raw(b"[]"), raw(b'{"choices": []}')),
         *(raw(b'{"choices": [{"message": {"content": null}}]}'), raw(b'{"error": "overloaded"}')),
     ],
@@ -347,7 +348,7 @@ def test_what_is_no_base_url(url: str) -> None:
 def test_the_endpoint_is_checked_before_heavy_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DEESCAL_API_KEY", raising=False)
     with FakeServer(models=["tiny", "tiny:calm"]) as server:
-        assert check_endpoint(server.url, "tiny:calm") == ["tiny", "tiny:calm"]
+        assert check_endpoint(server.url, "tiny:calm")["id"] == "tiny:calm"
         with pytest.raises(UserError, match=r"no model 'huge'; it serves tiny, tiny:calm$"):
             check_endpoint(server.url, "huge")
         with pytest.raises(UserError, match=r"HTTP 404: Not Found; expected an OpenAI-compatible API$"):

@@ -89,6 +89,9 @@ def test_without_keys_only_this_machine_is_served(monkeypatch: pytest.MonkeyPatc
     assert ready.keys.required, "a node without the keys shall not serve"
     assert "a-key-that-is-long" not in ready.model_dump_json()
     assert url_of(ready) == "http://127.0.0.1:18123"
+    monkeypatch.delenv("DEESCAL_API_KEYS")
+    there = load_config(None, ServeConfig, ["http.host=0.0.0.0", "keys.required=true", "keys.file=/only/there"])
+    assert prepare(there, on_nodes=True).keys == there.keys, "the keys of a cluster are the cluster's"
 
 
 def test_a_port_that_is_taken_is_named() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import threading
@@ -317,14 +316,20 @@ def test_metrics_are_exported_and_logs_have_no_prompt(served: Served) -> None:
     assert not [file for file in (*logs, served.log) if SECRET_WORD in file.read_text(errors="ignore")]
 
 
-def test_a_stream_under_way_is_finished_when_the_endpoint_stops(served: Served) -> None:
+def test_a_stream_under_way_is_finished_when_another_command_stops_the_endpoint(served: Served) -> None:
     """The last test of this file, which ends it."""
     asked = say("Count to 1000.", max_tokens=150, stream=True, ignore_eos=True)
     with served.client() as client, client.stream("POST", "/v1/chat/completions", json=asked) as stream:
         lines = stream.iter_lines()
         assert next(lines).startswith("data: ")
-        served.process.send_signal(signal.SIGTERM)
-        events = [line for line in lines if line]
+        with ThreadPoolExecutor(1) as other:
+            stopped = other.submit(deescal, "serve", "stop", "--port", str(served.port))
+            events = [line for line in lines if line]
+            assert stopped.result().returncode == 0, stopped.result().stderr
     assert events[-1] == "data: [DONE]"
     assert len(events) > 100
-    assert served.process.wait(180) == 0
+    assert served.process.wait(60) == 0, "the command that served ends, too"
+    assert "stopped by another command" in served.log.read_text()
+    status = deescal("serve", "status", "--port", str(served.port))
+    assert status.returncode == 2
+    assert "no endpoint on port" in status.stderr
