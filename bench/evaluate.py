@@ -23,7 +23,7 @@ from deescal.config import load_config
 from deescal.dataset.chat import load_tokenizer, render
 from deescal.engine import resolve_dtype
 from deescal.evaluate.config import EvaluateConfig
-from deescal.evaluate.wordnet import load_wordnet
+from deescal.evaluate.nltk_data import load_wordnet
 from deescal.models import resolve
 from deescal.schema import Row
 

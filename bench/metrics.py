@@ -29,8 +29,8 @@ import pyarrow as pa
 
 from deescal.evaluate.bertscore import load_scorer
 from deescal.evaluate.metrics import MetricsConfig, score_pairs
+from deescal.evaluate.nltk_data import load_wordnet
 from deescal.evaluate.overlap import Pair
-from deescal.evaluate.wordnet import load_wordnet
 
 WORDS = ("I", "you", "the", "not", "did", "what", "is", "that", "car", "sir", "officer", "hands", "down", "out", "wait")
 Scores = Sequence[float]
@@ -60,11 +60,16 @@ def plain_bleu_4(pair: Pair) -> float:
 
 def plain_meteor(pair: Pair, wordnet: Any = None) -> float:
     """Args: wordnet: a reader of its files; None: NLTK's own, which takes seconds to load."""
-    from nltk.corpus import wordnet as nltk_wordnet
     from nltk.tokenize import word_tokenize
+
+    reference, reply = (word_tokenize(text) for text in pair)
+    return plain_meteor_of_tokens(reference, reply, wordnet)
+
+
+def plain_meteor_of_tokens(reference: Sequence[str], reply: Sequence[str], wordnet: Any = None) -> float:
+    from nltk.corpus import wordnet as nltk_wordnet
     from nltk.translate.meteor_score import single_meteor_score
 
-    reference, reply = (word_tokenize(text, preserve_line=True) for text in pair)
     return float(single_meteor_score(reference, reply, wordnet=wordnet or nltk_wordnet, alpha=0.9, beta=3, gamma=0.5))
 
 

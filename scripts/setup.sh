@@ -90,5 +90,5 @@ fi
 # 4. Weights, by SHA-256
 say weights "profile ${PROFILE:-local}"
 "$venv/bin/deescal" models fetch --profile "${PROFILE:-local}"
-bash scripts/wordnet.sh || true # optional, as it says
+PYTHON=$venv/bin/python bash scripts/nltk_data.sh || true # optional, as it says
 say ready "set up; try: make demo"

@@ -163,7 +163,7 @@ def check(contestants: Sequence[Contestant], config: EvaluateConfig) -> None:
 
         find_model(config.metrics.bertscore_model)
     if "meteor" in config.metrics.metrics:
-        from deescal.evaluate.wordnet import load_wordnet
+        from deescal.evaluate.nltk_data import load_wordnet
 
         load_wordnet()
 

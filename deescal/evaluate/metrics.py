@@ -152,7 +152,7 @@ def signatures(config: MetricsConfig) -> dict[str, str]:
     found = {
         "rouge_l": f"rouge_score {version('rouge-score')}, rougeL F measure; stemming: rouge_l_stem only",
         "bleu_4": "sentence BLEU of TensorFlow's nmt, order 4, smoothed, 13a tokens",
-        "meteor": f"NLTK {version('nltk')}, alpha 0.9, beta 3, gamma 0.5, WordNet 3.0, Treebank tokens",
+        "meteor": f"NLTK {version('nltk')}, alpha 0.9, beta 3, gamma 0.5, WordNet 3.0, word_tokenize",
     }
     found = {name: text for name, text in found.items() if name in config.metrics}
     if "bertscore" in config.metrics:

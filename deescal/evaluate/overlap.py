@@ -14,7 +14,7 @@ from functools import cache, lru_cache, partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from deescal.evaluate.wordnet import load_wordnet
+from deescal.evaluate.nltk_data import load_wordnet
 
 Pair = tuple[str, str]  # reference, reply
 Score = Callable[[str, str], float]  # of reference and reply, 0..1
@@ -134,11 +134,7 @@ class _Lemma(NamedTuple):
 
 
 def _meteor(stem: Callable[[str], str]) -> Score:
-    """NLTK's METEOR (Lavie & Agarwal 2007) with the parameters of `evaluate`.
-
-    Tokens are those of NLTK's Treebank tokenizer on the whole text, without splitting it into sentences first, which
-    would need one more model: a full stop inside a text stays with its word.
-    """
+    """NLTK's METEOR (Lavie & Agarwal 2007) with the parameters and the tokens of `evaluate`."""
     from nltk.tokenize import word_tokenize
     from nltk.translate.meteor_score import single_meteor_score
 
@@ -151,7 +147,7 @@ def _meteor(stem: Callable[[str], str]) -> Score:
         lemmas = [_Lemma(word) for word in synonyms if "_" not in word]
         return [SimpleNamespace(lemmas=lambda: lemmas)]
 
-    tokens = lru_cache(maxsize=_TEXTS)(partial(word_tokenize, preserve_line=True))
+    tokens = lru_cache(maxsize=_TEXTS)(word_tokenize)
     parameters = {"alpha": 0.9, "beta": 3, "gamma": 0.5}
     looked_up = {"stemmer": SimpleNamespace(stem=stem), "wordnet": SimpleNamespace(synsets=synsets)}
     return lambda reference, reply: float(

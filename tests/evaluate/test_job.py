@@ -638,7 +638,7 @@ def test_missing_wordnet_is_a_line_before_anything(
     def missing() -> None:
         raise UserError("METEOR needs WordNet")
 
-    monkeypatch.setattr("deescal.evaluate.wordnet.load_wordnet", missing)
+    monkeypatch.setattr("deescal.evaluate.nltk_data.load_wordnet", missing)
     with pytest.raises(UserError, match="METEOR needs WordNet"):
         compare(data, tmp_path / "out", api, "metrics.metrics=[meteor]")
     assert api.seen == []

@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.metrics import PLAIN, plain_bertscore, plain_bleu_4, plain_meteor, plain_rouge_l, real_pairs
+from bench.metrics import (
+    PLAIN,
+    plain_bertscore,
+    plain_bleu_4,
+    plain_meteor,
+    plain_meteor_of_tokens,
+    plain_rouge_l,
+    real_pairs,
+)
 from deescal.errors import UserError
 from deescal.evaluate import overlap
 from deescal.evaluate.metrics import (
@@ -24,9 +32,9 @@ from deescal.evaluate.metrics import (
     signatures,
     summarize,
 )
+from deescal.evaluate.nltk_data import load_wordnet
 from deescal.evaluate.overlap import Pair, overlap_scores
 from deescal.evaluate.phrases import PATTERNS, looks_like_assistant
-from deescal.evaluate.wordnet import load_wordnet
 from deescal.schema import to_table
 
 PAIRS: list[Pair] = [  # reference, reply
@@ -103,6 +111,13 @@ def test_meteor_is_that_of_evaluate(wordnet: None) -> None:
     reference = "It is a guide to action that ensures that the military will forever heed Party commands"
     reply = "It is a guide to action which ensures that the military always obeys the commands of the party"
     assert overlap_scores([(reference, reply)], ["meteor"])["meteor"] == [pytest.approx(0.6944, abs=5e-5)]
+
+
+def test_meteor_has_the_tokens_of_sentences(wordnet: None) -> None:
+    """As `evaluate`, whose word_tokenize splits sentences: a full stop inside of a text is a token of its own."""
+    (found,) = overlap_scores([("I did. He saw Mr. Smith do it.", "I did it. Mr. Smith saw it.")], ["meteor"])["meteor"]
+    reference, reply = ("I", "did", ".", "He", "saw", "Mr.", "Smith", "do", "it", "."), "I did it . Mr. Smith saw it ."
+    assert found == pytest.approx(plain_meteor_of_tokens(reference, reply.split(), load_wordnet()), abs=1e-12)
 
 
 def test_meteor_knows_synonyms_and_stems(wordnet: None) -> None:
