@@ -1,10 +1,11 @@
 """A finished evaluation against the reference's way: one `transformers.generate` a turn, each pair scored by itself.
 
-    python -m bench.evaluate --run OUT [--turns 24] [--contestant LABEL]
+    python -m bench.evaluate --run OUT [--turns 24]
 
-The turns are spread evenly over those of one contestant; the reference's way answers and scores them one by one, on
-the same cores, its model and scorers loaded before. Ours is the whole evaluation's time over all its replies: of
-generating those that are teacher-forced (engine start included), of scoring and of testing.
+By contestant, as either way takes the longer the more it says. The reference's way answers and scores turns spread
+evenly over all, one by one, on the same cores, its model and scorers loaded before. Ours is the time in which any of
+the contestant's teacher-forced replies was awaited, over all of them, with each reply's part of what all share: the
+engine's start, scoring and testing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from deescal.evaluate.config import EvaluateConfig
 from deescal.evaluate.nltk_data import load_wordnet
 from deescal.models import resolve
 from deescal.schema import Row
+from deescal.score.config import contestant_name
 
 
 def references_way(rows: list[Row], contestant: dict[str, Any], config: EvaluateConfig) -> dict[str, float]:
@@ -61,28 +63,39 @@ def references_way(rows: list[Row], contestant: dict[str, Any], config: Evaluate
     return {"generate": generating / len(rows), "score": scoring / len(rows)}
 
 
+def our_way(run_folder: Path, run: Row, contestant: Row) -> dict[str, float]:
+    """Seconds a turn: of generating, of scoring and of testing."""
+    shared = {name: run["seconds"][name] / run["rows"] for name in ("score", "test")}
+    for folder in (f for f in run["replies"] if f.startswith("replies/")):
+        made = json.loads((run_folder / folder / "run.json").read_text())
+        name = contestant_name(contestant["model"], (contestant["adapter"] or {}).get("name"))
+        if (of := made["by_model"].get(name)) is None:
+            continue
+        start_s = made["wall_s"] - made["summary"]["busy_s"]
+        if start_s < 0:
+            raise SystemExit(f"{folder}: its replies are of several invocations, whose starts are not known")
+        each = of["busy_s"] / of["requests"] + start_s / made["summary"]["requests"]
+        return {"generate": each, **shared}
+    raise SystemExit(f"{contestant['label']}: no teacher-forced replies")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, type=Path)
     parser.add_argument("--turns", type=int, default=24)
-    parser.add_argument("--contestant", help="label; the first one of an engine if not given")
     args = parser.parse_args()
     run = json.loads((args.run / "run.json").read_text())
     config = load_config(str(args.run / "config.json"), EvaluateConfig)
-    here = [c for c in run["contestants"] if not c["endpoint"] and args.contestant in (None, c["label"])]
-    turns = pq.read_table(args.run / "turns.parquet")
-    turns = turns.filter((pc.field("protocol") == "teacher_forced") & (pc.field("model") == here[0]["label"]))
-    rows = turns.select(["messages", "reference"]).to_pylist()
-    sample = [rows[i * len(rows) // args.turns] for i in range(min(args.turns, len(rows)))]
-    theirs = references_way(sample, here[0], config)
-    ours = {name: run["seconds"][name] / run["rows"] for name in ("score", "test")}
-    made = [json.loads((args.run / f / "run.json").read_text()) for f in run["replies"] if f.startswith("replies/")]
-    replies = sum(m["summary"]["requests"] for m in made)
-    ours = {"generate": sum(m["wall_s"] for m in made) / replies, **ours}
-    for name, seconds in (("ours", ours), ("the reference's way", theirs)):
-        parts = ", ".join(f"{step} {s:.3f}" for step, s in seconds.items())
-        print(f"{name}: {sum(seconds.values()):.3f} s a turn ({parts})")
-    print(f"{sum(theirs.values()) / sum(ours.values()):.1f} times as fast, over {replies:,} replies")
+    turns = pq.read_table(args.run / "turns.parquet").filter(pc.field("protocol") == "teacher_forced")
+    for contestant in (c for c in run["contestants"] if not c["endpoint"]):
+        rows = turns.filter(pc.field("model") == contestant["label"]).select(["messages", "reference"]).to_pylist()
+        sample = [rows[i * len(rows) // args.turns] for i in range(min(args.turns, len(rows)))]
+        ours, theirs = our_way(args.run, run, contestant), references_way(sample, contestant, config)
+        for name, seconds in (("ours", ours), ("the reference's way", theirs)):
+            parts = ", ".join(f"{step} {s:.3f}" for step, s in seconds.items())
+            print(f"{contestant['label']}, {name}: {sum(seconds.values()):.3f} s a turn ({parts})")
+        ratio = sum(theirs.values()) / sum(ours.values())
+        print(f"{contestant['label']}: {ratio:.1f} times as fast; {len(rows):,} turns, {len(sample)} of them its way")
 
 
 if __name__ == "__main__":

@@ -137,10 +137,11 @@ def report_scores(task: str, lines: Sequence[Row], judged: Sequence[Row]) -> Non
         difference = mean[:, 0] - mean[:, k]
         read = ~np.isnan(difference)
         higher, same = (difference[read] > 0).mean(), (difference[read] == 0).mean()
-        tested = compare(mean[:, 0], mean[:, k], clusters)
+        won = np.where(read, (1 + np.sign(difference)) / 2, np.nan)  # a tie is half a win
+        tested = compare(won, 1 - won, clusters)  # of the share against a half
         print(
             f"{task}: real above {kind} on {100 * higher:.0f} % of {read.sum()} lines, equal on {100 * same:.0f} %, "
-            f"difference {tested.difference:.1f}, p {tested.p_randomization:.4f}"
+            f"share [{50 * (1 + tested.low):.0f}, {50 * (1 + tested.high):.0f}], p {tested.p_randomization:.4f}"
         )
     if task == "plausibility":  # no sampling: the same answer every time
         return
