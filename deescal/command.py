@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from deescal.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Out = Annotated[str, typer.Option("--out", help="Folder of the run: a path or s3://bucket/prefix.")]
 
@@ -30,6 +33,16 @@ def user_errors_are_one_line(command: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(130) from None
 
     return wrapped
+
+
+def make_console() -> Console:
+    """The terminal; a log, which has no width of its own, gets room for whole tables."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
+    return console
 
 
 def require(condition: object, message: str) -> None:

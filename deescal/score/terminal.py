@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from deescal.command import make_console
 from deescal.report.page import clock
 from deescal.score.job import Ended, Watch
 
@@ -21,9 +22,7 @@ class Terminal(Watch):
     """Shows a run as it goes; a context, so that the moving line ends with it."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
-        if not self.console.is_terminal:  # a log has no width of its own, and tables are easier to read whole
-            self.console.width = max(self.console.width, 120)
+        self.console = console or make_console()
         self._errors = 0
         self._progress = Progress(
             TextColumn("requests"),

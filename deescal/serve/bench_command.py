@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deescal.command import Out, user_errors_are_one_line
+from deescal.command import Out, make_console, user_errors_are_one_line
 
 app = typer.Typer(no_args_is_help=True, help="How fast a running service answers.")
 
@@ -35,14 +35,12 @@ def serve(
     ] = None,
 ) -> None:
     """Put load on an endpoint: time to first token and per token, tokens a second; a table, a plot, a page."""
-    from rich.console import Console
-
     from deescal.config import load_config
     from deescal.serve.load import LoadConfig, run_load
     from deescal.serve.load_report import show_load
 
     given = [f"concurrency=[{concurrency}]", f"requests={requests}", *(overrides or [])]
-    console = Console()
+    console = make_console()
     result = run_load(url, model, load_config(None, LoadConfig, given), out, data, console)
     show_load(result, console)
     if result.lost:

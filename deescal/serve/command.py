@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deescal.command import RunUnlessNamed, require, user_errors_are_one_line
+from deescal.command import RunUnlessNamed, make_console, require, user_errors_are_one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,11 +55,9 @@ def run(
     overrides: Overrides = None,
 ) -> None:
     """Serve until Ctrl-C; requests under way are then finished."""
-    from rich.console import Console
-
     from deescal.serve import deploy, live
 
-    console = Console()
+    console = make_console()
     ready = deploy.prepare(_config(config, model, adapter, overrides))
     require(
         not detach or os.environ.get("RAY_ADDRESS"),
@@ -176,15 +174,14 @@ def show_live(served: Live, state: State, has_keys: bool, console: Console) -> N
     """What somebody needs who wants to use it."""
     who = "with an API key (Authorization: Bearer ...)" if has_keys else "from this machine only: no API key is set"
     console.print(f"serving {', '.join(served.models)}", markup=False)
-    console.print(f"  API      {state.url}/v1   {who}", markup=False)
-    console.print(f"  metrics  {', '.join(state.metrics_urls)}", markup=False)
+    console.print(f"  API      {state.url}/v1   {who}", markup=False, soft_wrap=True)
+    console.print(f"  metrics  {', '.join(state.metrics_urls)}", markup=False, soft_wrap=True)
     if served.url != state.url:
         console.print(f"  Serve runs on this cluster already: {served.url} of the config is not used", style="yellow")
 
 
 def show_state(state: State) -> None:
     """An endpoint's state as a table."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, show_header=False)
@@ -195,4 +192,4 @@ def show_state(state: State) -> None:
     for adapter in state.adapters:
         table.add_row("adapter", f"{adapter.name}   {adapter.digest}   {adapter.uri}")
     table.add_row("metrics", ", ".join(state.metrics_urls))
-    Console().print(table, soft_wrap=True)
+    make_console().print(table, soft_wrap=True)

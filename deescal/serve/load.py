@@ -108,6 +108,8 @@ async def _all_levels(
                 advance = partial(progress.advance, bar)
                 rows, wall_s = await run_level(endpoint, model, config, measured, n, deadline, advance)
                 levels.append(level_row(n, rows, len(measured), wall_s))
+                if not progress.console.is_terminal:  # a log has no bar
+                    progress.console.print(f"{n} at once: {len(rows)} requests in {wall_s:.0f} s")
                 requests += rows
     return levels, requests
 
