@@ -28,6 +28,7 @@ from deescal.evaluate.nltk_data import load_wordnet
 from deescal.models import resolve
 from deescal.schema import Row
 from deescal.score.config import contestant_name
+from deescal.serve.adapters import Adapter, bring_adapter
 
 
 def references_way(rows: list[Row], contestant: dict[str, Any], config: EvaluateConfig) -> dict[str, float]:
@@ -39,7 +40,7 @@ def references_way(rows: list[Row], contestant: dict[str, Any], config: Evaluate
     dtype = getattr(torch, resolve_dtype(config.generate.llm.dtype))
     model = AutoModelForCausalLM.from_pretrained(resolve(contestant["model"]), dtype=dtype).eval()
     if contestant["adapter"]:
-        model = PeftModel.from_pretrained(model, contestant["adapter"]["uri"])
+        model = PeftModel.from_pretrained(model, bring_adapter(Adapter(**contestant["adapter"])).folder)
     tokenizer = load_tokenizer(contestant["model"])
     load_wordnet()
     rouge = evaluate_rouge() or PLAIN["rouge_l"]
