@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from deescal.errors import UserError, one_line
-from deescal.storage import STORAGE_ERRORS, is_local, join, locate, read_bytes, version
+from deescal.storage import STORAGE_ERRORS, is_local, join, locate, parse_table, read_bytes, version
 
 # fmt: off
 MEDIA_SUFFIXES = frozenset({
@@ -118,9 +118,7 @@ def read_rows(uri: str) -> list[dict[str, Any]]:
         elif suffix == ".jsonl":
             rows = [json.loads(line) for line in data.split(b"\n") if line.strip()]
         else:
-            import pyarrow.parquet as pq
-
-            rows = pq.read_table(io.BytesIO(data)).to_pylist()
+            rows = parse_table(data).to_pylist()
     except Exception as error:  # decoding, JSON, CSV, Arrow: all mean the same to the user
         raise UserError(f"'{uri}': cannot be read as {suffix}: {one_line(error)}") from error
     for number, row in enumerate(rows, start=1):

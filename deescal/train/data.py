@@ -182,7 +182,7 @@ def read_tokens(out: str, split: str) -> TokenData:
     tables = []
     for file in sorted(filesystem.ls(path, detail=False)):
         with filesystem.open(file) as content:
-            tables.append(pq.read_table(content, schema=TOKENS))
+            tables.append(pq.ParquetFile(content).read().select(TOKENS.names).cast(TOKENS))
     return TokenData(pa.concat_tables(tables))
 
 
