@@ -34,7 +34,10 @@ def export_from(run: str, out: str, config: PackConfig) -> Row:
     file = join(run, TURNS_FILE)
     if not exists(file):
         raise UserError(f"{run}: no {TURNS_FILE}, so no evaluation whose replies are scored")
-    pack = make_pack(read_table(file), config)
+    judged: set[str] = set()
+    if exists(place := join(run, JUDGED_FILE)):
+        judged = set(read_table(place, ["item_id"])["item_id"].to_pylist())
+    pack = make_pack(read_table(file), config, judged)
     export_pack(pack, out)
     return pack.summary
 
@@ -149,7 +152,7 @@ def calibration_lines(found: Sequence[Calibration]) -> list[str]:
         what = "Spearman's rho" if of.question == "realism" else "Cohen's kappa"
         value = f"none ({of.reason})" if math.isnan(of.value) else f"{of.value:.2f}"
         lines.append(
-            f"the judge against people, {of.protocol}, {of.question}: {what} {value} over {of.n:,} of "
+            f"the judge's {of.rubric} against people, {of.protocol}: {what} {value} over {of.n:,} of "
             f"{of.n_incidents:,} incidents"
         )
     return lines

@@ -448,6 +448,15 @@ def test_disagreement_is_measured(tmp_path):
     assert alone["rated"]["twice"] == 0
 
 
+def test_lines_that_a_judge_has_read_come_first():
+    turns = make_turns(scenarios=12, turns=9)
+    drawn = make_pack(turns, LIKERT)
+    used = {origin.item_id for origin in drawn.key.values() if origin.item_id}
+    judged = sorted(set(turns["item_id"].to_pylist()) - used)[:5]
+    again = {origin.item_id for origin in make_pack(turns, LIKERT, judged).key.values()}
+    assert set(judged) <= again
+
+
 def test_checks_that_were_passed_over_are_not_passed(tmp_path):
     pack = exported(tmp_path, LIKERT)
     rows = read_rows(Path(fill(tmp_path, pack, "ann", lambda *_: "4")))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ class Pack:
     summary: Row
 
 
-def make_pack(turns: pa.Table, config: PackConfig) -> Pack:
+def make_pack(turns: pa.Table, config: PackConfig, judged: Collection[str] = ()) -> Pack:
     """Draw, blind, assign and shuffle.
 
     Args:
@@ -69,6 +69,7 @@ def make_pack(turns: pa.Table, config: PackConfig) -> Pack:
             model, seed, messages (system where there is one, then user = officer and assistant = civilian in turn, the
             officer last), reference (the real reply; null where there is none), reply (null where generation failed:
             left out and counted).
+        judged: item_ids that a judge has read: drawn first, so that it can be compared with the raters.
 
     Returns:
         The pack. Its summary: n_items, n_lines, n_scenarios, systems {name: items it is in}, failed {model: rows
@@ -82,7 +83,7 @@ def make_pack(turns: pa.Table, config: PackConfig) -> Pack:
     rng = random.Random(config.seed)
     lines, failed = read_lines(turns, config, rng)
     systems = sorted({system for line in lines for system in line.replies})
-    order = spread(lines, rng)
+    order = sorted(spread(lines, rng), key=lambda line: line.item_id not in judged)
     if config.form == "likert":
         groups, told = draw_replies(order, systems, config)
     else:
