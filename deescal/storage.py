@@ -104,13 +104,16 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def parse_table(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of a Parquet file's bytes."""
+    """The table of a Parquet file's bytes. Raises: ArrowInvalid: it is none, or a column is not there."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     # Not pq.read_table: threads of its scanner outlive it, and of processes that gave it bytes every second aborted at
     # the end ("terminate called without an active exception", pyarrow 26).
-    return pq.ParquetFile(pa.BufferReader(content)).read(list(columns) if columns else None)
+    file = pq.ParquetFile(pa.BufferReader(content))
+    if missing := [name for name in columns or () if name not in file.schema_arrow.names]:
+        raise pa.ArrowInvalid(f"no column {', '.join(missing)}")
+    return file.read(list(columns) if columns else None)
 
 
 def write_table(uri: str, table: pa.Table) -> None:

@@ -35,3 +35,20 @@ def test_a_place_stays_the_same_wherever_one_goes(tmp_path: Path, monkeypatch: p
 
 def test_file_uris_and_paths_are_the_same(tmp_path: Path) -> None:
     assert storage.locate(f"file://{tmp_path}/x") == storage.locate(f"{tmp_path}/x")
+
+
+def test_a_table_is_read_from_bytes_with_the_columns_asked_for_or_none() -> None:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from deescal.storage import parse_table
+
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"a": [1], "b": [2]}), buffer)
+    assert parse_table(buffer.getvalue(), ["b"]).to_pylist() == [{"b": 2}]
+    with pytest.raises(pa.ArrowInvalid, match="no column zz"):
+        parse_table(buffer.getvalue(), ["a", "zz"])
+    with pytest.raises(pa.ArrowInvalid):
+        parse_table(b"no table")

@@ -52,6 +52,7 @@ def run(
     from deescal.config import load_config
     from deescal.evaluate import job
     from deescal.evaluate.config import EvaluateConfig
+    from deescal.evaluate.judging import JUDGE
     from deescal.evaluate.terminal import Terminal, show_ended
     from deescal.storage import join
 
@@ -67,7 +68,7 @@ def run(
             settings = load_config(config, EvaluateConfig, overrides or [])
             ended = job.evaluate(data, models or [], out, settings, retry_failed=retry_failed, watch=terminal)
     show_ended(ended, terminal.console)
-    if strict and (ended.failed or ended.run["errors"]):
+    if strict and (ended.failed or any(not name.startswith(f"{JUDGE},") for name in ended.run["errors"])):
         raise typer.Exit(1)
 
 

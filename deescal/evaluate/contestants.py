@@ -206,7 +206,7 @@ def _is_tuned(model: str) -> bool:
 
 
 def pairs_to_compare(contestants: Sequence[Contestant], asked: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Labels (a, b): as asked for; else tuned against its base and against all that are no base; else all against all.
+    """Labels (a, b): as asked for; else each tuned one against its base and all that are no kin; else all with all.
 
     Raises:
         UserError: a label that no contestant has, one against itself, or a pair twice.

@@ -114,14 +114,14 @@ def evaluate_from(out: str, step: StepName, config: EvaluateConfig, watch: Watch
         if getattr(config, name) != getattr(stored, name):
             raise UserError(f"--from {step}: '{name}' differs from that of {out}, whose replies are kept; leave it out")
     check(contestants, config)
-    again = STEPS.index(step) <= STEPS.index("judge") or config.judge != stored.judge
-    check_judge_is_there(config, has_judged=not again)
-    done = steps.read_done(out)
+    done, work = steps.read_done(out), steps.Work(out, contestants, config, watch or Watch())
     for before in STEPS[: STEPS.index(step)]:
         if before not in done:
             raise UserError(f"--from {step}: step '{before}' of {out} is not done yet; leave --from out")
-    if done["generate"]["fingerprint"] != steps.Work(out, contestants, config, watch or Watch()).made_from("generate"):
+    if done["generate"]["fingerprint"] != work.made_from("generate"):
         raise UserError(f"--from {step}: {out} was asked for other replies than those that are there; leave --from out")
+    is_before = STEPS.index(step) > STEPS.index("judge")
+    check_judge_is_there(config, has_judged=is_before and done["judge"].get("settings") == work.settings("judge"))
     write_json(join(out, CONFIG_FILE), config.model_dump(mode="json"))
     return _run(out, contestants, config, step, False, watch or Watch())
 

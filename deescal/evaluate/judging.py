@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deescal.config import fingerprint
-from deescal.errors import UserError
 from deescal.evaluate.config import JudgingConfig, Rubric
 from deescal.evaluate.contestants import REFERENCE
 from deescal.evaluate.rows import RUBRICS, TURNS
@@ -162,9 +161,6 @@ def judge(
         turns: turns.parquet.
         asked: fingerprint of the turns, the judge and the config: another one is judged anew.
         retry_failed: ask again what has an error.
-
-    Raises:
-        UserError: there is nothing to judge, or no answer that could be read.
     """
     tables = []
     for rubric in config.asked:
@@ -174,12 +170,18 @@ def judge(
         place = join(out, "judge", f"{fingerprint(asked, VERSIONS[rubric])}-{rubric}")
         scores = ask_judge(place, to_table(rows, TO_JUDGE), rubric, config, watch, retry_failed)
         tables.append(read_judged(scores, rubric))
-    if not tables:
-        raise UserError(f"nothing to judge by {', '.join(config.asked)}: no line that all have answered")
-    judged = pa.concat_tables(tables)
-    if not any(judged["n_read"].to_pylist()):
-        raise UserError(f"none of {judged.num_rows:,} answers could be read, the first: {judged['error'][0]}")
-    return judged
+    return pa.concat_tables(tables) if tables else JUDGED.empty_table()
+
+
+def why_useless(judged: pa.Table, preferences: pa.Table | None) -> str | None:
+    """Why there is no opinion at all in what a judge was asked, if so. Args: JUDGED; PREFERENCES or None."""
+    choices = preferences.to_pylist() if preferences is not None else []
+    asked = [row["error"] for row in [*judged.to_pylist(), *(row for row in choices if not row["same_words"])]]
+    if not asked and not choices:
+        return "there is nothing to judge: no line that all contestants answered"
+    if any(judged["n_read"].to_pylist()) or any(row["winner"] for row in choices):
+        return None
+    return f"none of {len(asked):,} answers could be read, the first: {asked[0]}"
 
 
 def ask_judge(

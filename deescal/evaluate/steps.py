@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from deescal import __version__
 from deescal.cluster import why_failed
 from deescal.config import fingerprint
+from deescal.errors import UserError
 from deescal.evaluate import judging
 from deescal.evaluate.config import STEPS, EvaluateConfig, StepName
 from deescal.evaluate.contestants import Contestant, layout_pairs, pairs_to_compare, with_key
@@ -82,7 +83,7 @@ class Work:
         if step == "report":  # once run.json is known
             return
         is_before = self.forced is not None and not self.is_forced(step)
-        if is_before and read_done(self.out)[step].get("settings") == self.settings(step):
+        if is_before and read_done(self.out).get(step, {}).get("settings") == self.settings(step):
             return  # as it was left; files that were moved or copied since are no reason to make them again
         made_from = self.made_from(step)
         again = self.is_forced(step) or (step == "judge" and self.retry_failed)
@@ -90,6 +91,9 @@ class Work:
             return
         if step != "judge" or self.config.judge.model:
             self.watch.step(_SAID[step])
+        if step in ("score", "judge") and "test" in (done := read_done(self.out)):
+            del done["test"]  # of what will not be there, also where this is killed in between
+            write_json(join(self.out, DONE_FILE), done)
         began = time.monotonic()
         told = getattr(self, f"_{step}")(made_from)
         done = read_done(self.out)
@@ -229,6 +233,8 @@ class Work:
                 write_table(join(self.out, PREFERENCES_FILE), preferences)
             else:
                 self._forget(PREFERENCES_FILE)
+            if why := judging.why_useless(judged, self.preferences()):
+                raise UserError(why)
         except Exception as error:
             why = why_failed(error)
             self.watch.failed(judging.JUDGE, why)

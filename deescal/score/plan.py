@@ -137,7 +137,7 @@ def run_identity(plan: Plan) -> str:
         plan.inputs.version,  # not where they lie: a folder that was moved goes on
         plan.config.split,
         plan.sampling,
-        plan.config.deciding["llm"],
+        None if plan.endpoint else plan.config.deciding["llm"],  # an endpoint's room is not ours to fix
     ]
     if plan.task is FEATURES:
         from deescal.judge.stage import judge_identity

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,8 @@ def change_adapters(load: Sequence[Adapter], unload: Sequence[str], say: Say = p
         wait(_CHANGE_S, say)
     except ServeFailed:
         _put_adapters(before, config.adapters)
-        wait(config.replicas.start_s, say)  # one that could not load it is replaced
+        with suppress(ServeFailed):  # the cause is the first one's
+            wait(config.replicas.start_s, say)  # a replica that could not load it is replaced
         raise
     return describe()
 

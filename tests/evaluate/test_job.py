@@ -282,9 +282,10 @@ def test_a_step_alone_takes_what_is_there(tmp_path: Path, data: str, api: Api) -
     assert (out / "turns.parquet").stat().st_mtime_ns == stamp
     (out / "report.html").unlink()
     shutil.copytree(out, tmp_path / "copied", copy_function=shutil.copy)  # its files are younger
+    stamp = (tmp_path / "copied" / "turns.parquet").stat().st_mtime_ns
     evaluate_from(str(tmp_path / "copied"), "report", config("metrics.metrics=[bleu_4]"))
     assert (tmp_path / "copied" / "report.html").exists()
-    assert (tmp_path / "copied" / "turns.parquet").read_bytes() == (out / "turns.parquet").read_bytes()
+    assert (tmp_path / "copied" / "turns.parquet").stat().st_mtime_ns == stamp
     ended = evaluate_from(str(out), "report", config("metrics.metrics=[rouge_l]"))  # the page would say what is not
     assert ended.run["metrics"] == ["rouge_l"]
     ended = evaluate_from(str(out), "report", config("metrics.metrics=[bleu_4]"))
@@ -423,6 +424,22 @@ def test_a_judges_errors_are_asked_again(tmp_path: Path, data: str, api: Api) ->
         again()
         assert len(api.asked("judge")) == n_judged + 2
         assert [r["score"] for r in pq.read_table(out / "judged.parquet").to_pylist()] == [100.0] * 2
+
+
+def test_settings_of_the_judge_reach_the_tables_from_any_step(tmp_path: Path, data: str, api: Api) -> None:
+    out, judge = tmp_path / "out", ("judge.model=judge", f"judge.endpoint={api.url}", "judge.n_items=2")
+    compare(data, out, api, *judge)
+    assert any(row["realism"] is not None for row in read_csv(str(out / "summary.csv"), SUMMARY_TABLE))
+    ended = evaluate_from(str(out), "report", config())
+    assert "realism" not in ended.run["metrics"]
+    assert all(row["realism"] is None for row in read_csv(str(out / "summary.csv"), SUMMARY_TABLE))
+    assert not (out / "judged.parquet").exists()
+    ended = evaluate_from(str(out), "report", config(*judge, "judge.rubrics=[]", "judge.pairwise=true"))
+    assert ended.failed == {}
+    assert (out / "preferences.csv").exists()
+    evaluate_from(str(out), "test", config(*judge))
+    assert not (out / "preferences.csv").exists()
+    assert any(row["realism"] is not None for row in read_csv(str(out / "summary.csv"), SUMMARY_TABLE))
 
 
 def test_a_judge_that_cannot_be_asked_is_out_alone(
