@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from deescal import storage
@@ -38,17 +41,10 @@ def test_file_uris_and_paths_are_the_same(tmp_path: Path) -> None:
 
 
 def test_a_table_is_read_from_bytes_with_the_columns_asked_for_or_none() -> None:
-    import io
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from deescal.storage import parse_table
-
     buffer = io.BytesIO()
     pq.write_table(pa.table({"a": [1], "b": [2]}), buffer)
-    assert parse_table(buffer.getvalue(), ["b"]).to_pylist() == [{"b": 2}]
+    assert storage.parse_table(buffer.getvalue(), ["b"]).to_pylist() == [{"b": 2}]
     with pytest.raises(pa.ArrowInvalid, match="no column zz"):
-        parse_table(buffer.getvalue(), ["a", "zz"])
+        storage.parse_table(buffer.getvalue(), ["a", "zz"])
     with pytest.raises(pa.ArrowInvalid):
-        parse_table(b"no table")
+        storage.parse_table(b"no table")
