@@ -1,6 +1,7 @@
 """Scores of replies at speed, beside the libraries called one pair at a time, as the reference calls them.
 
   python -m bench.metrics --pairs 500 --corpus deescalwild-csv.tar.xz   real: a turn as reply, the next as reference
+  python -m bench.metrics --pairs 500 --run OUT                         what an evaluation's contestants replied
   python -m bench.metrics --pairs 500                                   made up, of the same lengths
 
 Theirs and ours take turns, --repeat times, and the quickest of each counts: other work on the machine disturbs less.
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from deescal.evaluate.bertscore import load_scorer
 from deescal.evaluate.metrics import MetricsConfig, score_pairs
@@ -133,6 +135,18 @@ def real_pairs(archive: Path, n: int) -> list[Pair]:
     return [pairs[i * len(pairs) // n] for i in range(min(n, len(pairs)))]
 
 
+def pairs_of_run(folder: Path, n: int) -> list[Pair]:
+    """(reference, reply) of all contestants, of lines evenly spread over the teacher-forced ones that all answered."""
+    by_line: dict[str, list[Pair]] = {}
+    for row in pq.read_table(folder / "turns.parquet", ["protocol", "item_id", "reference", "reply"]).to_pylist():
+        if row["protocol"] == "teacher_forced" and row["reply"] is not None:
+            by_line.setdefault(row["item_id"], []).append((row["reference"], row["reply"]))
+    n_models = max(map(len, by_line.values()))
+    lines = [of for of in by_line.values() if len(of) == n_models]
+    n_lines = min(n // n_models, len(lines))
+    return [pair for i in range(n_lines) for pair in lines[i * len(lines) // n_lines]]
+
+
 def made_up_pairs(n: int, seed: int = 0) -> list[Pair]:
     """Texts of 16 words on average, as those of the corpus, of few words at random."""
     rng = random.Random(seed)
@@ -195,10 +209,16 @@ def row(name: str, theirs_s: float, ours_s: float, n: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=500)
-    parser.add_argument("--corpus", type=Path, help="archive of the published corpus, as CSV")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--corpus", type=Path, help="archive of the published corpus, as CSV")
+    source.add_argument("--run", type=Path, help="folder of an evaluation")
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
-    compare(real_pairs(args.corpus, args.pairs) if args.corpus else made_up_pairs(args.pairs), args.repeat)
+    if args.run:
+        pairs = pairs_of_run(args.run, args.pairs)
+    else:
+        pairs = real_pairs(args.corpus, args.pairs) if args.corpus else made_up_pairs(args.pairs)
+    compare(pairs, args.repeat)
 
 
 if __name__ == "__main__":

@@ -735,4 +735,4 @@ def test_engines_here_and_one_that_does_not_load(tmp_path: Path, data: str) -> N
     assert len(rows) == 2 * n_items
     assert {r["reply"].partition(":")[0] for r in rows if r["model"] == "tiny"} == {"base"}
     assert {r["reply"].partition(":")[0] for r in rows if r["model"] == "tiny:noise"} == {"noise"}
-    assert [tuple(pair) for pair in ended.run["pairs"]] == [("tiny:noise", "tiny")]
+    assert [tuple(pair) for pair in ended.run["pairs"]] == [("tiny:noise", "tiny"), ("tiny:noise", "broken")]
