@@ -138,7 +138,8 @@ def real_pairs(archive: Path, n: int) -> list[Pair]:
 def pairs_of_run(folder: Path, n: int) -> list[Pair]:
     """(reference, reply) of all contestants, of lines evenly spread over the teacher-forced ones that all answered."""
     by_line: dict[str, list[Pair]] = {}
-    for row in pq.read_table(folder / "turns.parquet", ["protocol", "item_id", "reference", "reply"]).to_pylist():
+    columns = ["protocol", "item_id", "reference", "reply"]
+    for row in pq.read_table(folder / "turns.parquet", columns=columns).to_pylist():
         if row["protocol"] == "teacher_forced" and row["reply"] is not None:
             by_line.setdefault(row["item_id"], []).append((row["reference"], row["reply"]))
     n_models = max(map(len, by_line.values()))
