@@ -56,10 +56,10 @@ bring_wordnet() { # to the folder $1
         download "$work" || fail "apt-get cannot download wordnet-base and wordnet-sense-index"
     fi
     for package in "$work"/*.deb; do
-        dpkg -x "$package" "$work/root"
+        dpkg -x "$package" "$work/unpacked"
     done
-    new=$work/root/usr/share/wordnet
-    cp "$work/root/usr/share/doc/wordnet-base/copyright" "$new/LICENSE"
+    new=$work/unpacked/usr/share/wordnet
+    cp "$work/unpacked/usr/share/doc/wordnet-base/copyright" "$new/LICENSE"
     declare -A category=([noun]=1 [verb]=2 [adj]=3 [adv]=4)
     number=0
     for name in $lexnames; do

@@ -221,11 +221,10 @@ def pairs_to_compare(contestants: Sequence[Contestant], asked: Sequence[tuple[st
     if asked:
         return list(asked)
     known = known_pairs(contestants)
-    tuned, bases = {a for a, _ in known}, {b for _, b in known}
-    others = [label for label in labels if label not in tuned | bases]
-    if known:
-        return known + [(a, other) for a, _ in known for other in others]
-    return [(a, b) for i, a in enumerate(labels) for b in labels[:i]]
+    if not known:
+        return [(a, b) for i, a in enumerate(labels) for b in labels[:i]]
+    kin = {label for pair in known for label in pair}
+    return known + [(tuned, other) for tuned, _ in known for other in labels if other not in kin]
 
 
 def key_variable(endpoint: str, keys: Mapping[str, str]) -> str:

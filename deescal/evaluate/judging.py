@@ -15,17 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deescal.config import fingerprint
-from deescal.evaluate.config import JudgingConfig, Rubric
+from deescal.evaluate.config import JudgingConfig
 from deescal.evaluate.contestants import REFERENCE
 from deescal.evaluate.rows import RUBRICS, TURNS
-from deescal.judge.deescalation import DEESCALATION_VERSION
-from deescal.judge.plausibility import PLAUSIBILITY_VERSION
-from deescal.judge.realism import REALISM_VERSION
 from deescal.schema import MESSAGE, Row, to_table
 from deescal.score import job as scoring
 from deescal.score.config import TaskName
 from deescal.score.source import SCORES_FILE
 from deescal.score.summary import cause
+from deescal.score.tasks import find_task
 from deescal.storage import exists, join, read_table, write_table
 
 # What a judge is asked about; the columns of `deescal.score`'s judging tasks, and whose reply it is.
@@ -56,11 +54,6 @@ JUDGED = pa.schema(
 )
 
 JUDGE = "the judge"  # among those that failed; no contestant's label has a space
-VERSIONS: dict[Rubric, str] = {
-    "realism": REALISM_VERSION,
-    "plausibility": PLAUSIBILITY_VERSION,
-    "deescalation": DEESCALATION_VERSION,
-}
 
 
 def sample_items(turns: pa.Table, n: int, seed: int) -> list[str]:
@@ -167,7 +160,7 @@ def judge(
         rows = (dialogue_rows if rubric == "deescalation" else realism_rows)(turns, config)
         if not rows:
             continue
-        place = join(out, "judge", f"{fingerprint(asked, VERSIONS[rubric])}-{rubric}")
+        place = join(out, "judge", f"{fingerprint(asked, find_task(rubric).version)}-{rubric}")
         scores = ask_judge(place, to_table(rows, TO_JUDGE), rubric, config, watch, retry_failed)
         tables.append(read_judged(scores, rubric))
     return pa.concat_tables(tables) if tables else JUDGED.empty_table()

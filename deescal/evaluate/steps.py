@@ -31,8 +31,8 @@ from deescal.evaluate.preferences import choices_table, compare_pairs
 from deescal.evaluate.rows import ORDER, SCORED_TURNS, check_complete, metric_columns, replies_version
 from deescal.evaluate.significance import MEANS, SIGNIFICANCE, means_table, significance_table
 from deescal.evaluate.summary import SUMMARY_TABLE, csv_text, error_causes, summary_table
-from deescal.judge.pairwise import PAIRWISE_VERSION
 from deescal.models import identity
+from deescal.score.tasks import PAIRWISE, find_task
 from deescal.serve.client import base_url
 from deescal.storage import exists, join, locate, read_json, read_table, version, write_bytes, write_json, write_table
 from deescal.versions import installed_versions
@@ -118,8 +118,8 @@ class Work:
             judge = config.judge
             if judge.model is None:
                 return ""
-            versions = [judging.VERSIONS[rubric] for rubric in judge.asked]
-            return fingerprint(self._judge_is_asked(), versions, [PAIRWISE_VERSION, self.pairs] * judge.pairwise)
+            versions = [find_task(rubric).version for rubric in judge.asked]
+            return fingerprint(self._how_judged(), versions, [PAIRWISE.version, self.pairs] * judge.pairwise)
         return fingerprint(config.test, config.metrics, self.pairs, SUMMARY_TABLE.names)
 
     def made_from(self, step: StepName) -> str:
@@ -135,7 +135,7 @@ class Work:
         names = [TURNS_FILE, *([JUDGED_FILE, PREFERENCES_FILE] if self.config.judge.model else [])]
         return fingerprint(__version__, self._versions(*(join(self.out, name) for name in names)), settings)
 
-    def _judge_is_asked(self) -> str:
+    def _how_judged(self) -> str:
         """Fingerprint of the judge and of how it is asked, about what sample."""
         judge = self.config.judge
         assert judge.model is not None
@@ -145,11 +145,11 @@ class Work:
 
     def _asked_of_judge(self) -> str:
         """The same, and of what about; of the rubrics, each has its own version."""
-        return fingerprint(replies_version(read_table(join(self.out, TURNS_FILE))), self._judge_is_asked())
+        return fingerprint(replies_version(read_table(join(self.out, TURNS_FILE))), self._how_judged())
 
     def _compared(self, asked: str) -> str:
         """The same of its choices between two replies. Args: asked: of `_asked_of_judge`."""
-        return fingerprint(asked, PAIRWISE_VERSION, self.pairs)
+        return fingerprint(asked, PAIRWISE.version, self.pairs)
 
     @property
     def generated(self) -> Generated:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,9 +14,6 @@ from deescal.evaluate.published import PUBLISHED, Published, published_of
 from deescal.evaluate.summary import PAPER_METRICS, arrow, paper_rows, scale_of
 from deescal.schema import Row
 from deescal.storage import read_bytes
-
-if TYPE_CHECKING:
-    from deescal.evaluate.calibration import Calibration
 
 METRIC_NAMES = {
     "rouge_l": "ROUGE-L",
@@ -190,106 +187,6 @@ def more_measures(summary: Sequence[Row]) -> tuple[list[str], list[tuple[str, li
             ]
             rows.append((heading, texts))
     return [row["model"] for row in summary], rows
-
-
-def judged_rows(judged: Sequence[Row], summary: Sequence[Row], test: Mapping[str, Any]) -> list[Row]:
-    """A row for each rubric, protocol and contestant: mean with interval clustered by incident, bands, what was unread.
-
-    Real replies first, which tell what the judge's scores are worth.
-
-    Args:
-        judged: rows of JUDGED.
-        summary: rows of SUMMARY_TABLE, whose means and intervals are those of contestants.
-        test: seed and n_resamples of the interval of the real replies, who are no contestant.
-    """
-    from deescal.evaluate.contestants import REFERENCE
-    from deescal.evaluate.stats import bootstrap_mean
-
-    means = {(row["protocol"], row["model"]): row for row in summary}
-
-    groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
-    for row in judged:
-        groups[row["rubric"], row["protocol"], row["contestant"]].append(row)
-    found = []
-    for (rubric, protocol, contestant), rows in sorted(
-        groups.items(), key=lambda g: (g[0][0], g[0][1], g[0][2] != REFERENCE, g[0][2])
-    ):
-        scores = [math.nan if row["score"] is None else row["score"] for row in rows]
-        mean: tuple[float | None, ...]
-        if contestant == REFERENCE:
-            estimate = bootstrap_mean(scores, [row["incident_id"] or row["scenario_id"] for row in rows], **test)
-            mean = estimate.mean, estimate.low, estimate.high
-        else:
-            of = means[protocol, contestant]
-            mean = of[rubric], of[f"{rubric}_low"], of[f"{rubric}_high"]
-        found.append(
-            {
-                "rubric": rubric,
-                "protocol": protocol,
-                "contestant": "the real replies" if contestant == REFERENCE else contestant,
-                "n": len(rows),
-                "score": interval_text(*mean, 1),
-                "bands": bands_text(scores) if rubric == "realism" else NOT_KNOWN,
-                "unread": sum(row["n_unread"] for row in rows),
-                "unsupported": sum(row["unsupported"] for row in rows),
-            }
-        )
-    return found
-
-
-def bands_text(scores: Sequence[float]) -> str:
-    """'60, 30, 10 %' of realism scores look real, marginal and artificial; NaN have no part."""
-    from deescal.judge.realism import BANDS, realism_band
-
-    found = [realism_band(score) for score in scores if known(score)]
-    shares = ", ".join(f"{100 * found.count(band) / len(found):.0f}" for band in BANDS) if found else ""
-    return f"{shares} %" if found else NOT_KNOWN
-
-
-def repeat_rows(judged: Sequence[Row]) -> list[Row]:
-    """How far several samples of the judge agree with each other, by rubric and protocol; none of a single one."""
-    from deescal.evaluate.agreement import krippendorff_alpha
-
-    groups: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
-    for row in judged:
-        groups[row["rubric"], row["protocol"]].append([math.nan if s is None else s for s in row["scores"]])
-    found = []
-    for (rubric, protocol), samples in sorted(groups.items()):
-        if max(map(len, samples)) > 1:
-            alpha = krippendorff_alpha(list(zip(*samples, strict=True)), "interval")
-            value = number(alpha.value, 2) if known(alpha.value) else f"none: {alpha.reason}"
-            found.append({"rubric": rubric, "protocol": protocol, "n": alpha.n_items, "alpha": value})
-    return found
-
-
-def choice_rows(choices: Sequence[Row]) -> list[Row]:
-    """CHOICES with texts: rate, p."""
-    rows = []
-    for of in choices:
-        rate = interval_text(100 * of["win_rate"], 100 * of["low"], 100 * of["high"], 1)
-        shown = {"rate": f"{rate} %" if known(of["win_rate"]) else f"none: {of['reason']}", "p": p_text(of["p_holm"])}
-        rows.append({**of, **shown})
-    return rows
-
-
-def calibration_rows(found: Sequence[Calibration]) -> list[Row]:
-    """The judge against people, as texts."""
-    what = {
-        "realism": "its realism ranks replies as people do (Spearman's rho)",
-        "plausibility": "its plausibility ranks replies as people do (Spearman's rho)",
-        "pairwise": "it prefers the same of two (Cohen's kappa)",
-    }
-    return [
-        {
-            "what": what[of.rubric],
-            "protocol": of.protocol,
-            "n_incidents": of.n_incidents,
-            "n": of.n,
-            "value": number(of.value, 2) if known(of.value) else f"none: {of.reason}",
-            "agreed": f"{100 * of.agreed:.0f} %" if known(of.agreed) else NOT_KNOWN,
-        }
-        for of in found
-    ]
 
 
 def choose_examples(turns: pa.Table, metric: str, pair: tuple[str, str] | None, n: int) -> tuple[list[str], list[str]]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deescal.report import evaluate_findings as findings
+from deescal.report import judge_findings
 from deescal.report.charts import svg
 from deescal.report.evaluate_charts import draw_distribution, draw_forest, draw_latency
 from deescal.report.page import PAGE, flat, moment, template_environment, words
@@ -141,11 +142,11 @@ def render_evaluate_page(
         protocols=protocols,
         n_errors=sum(row["n_errors"] for row in summary),
         published=findings.all_published(),
-        judged=findings.judged_rows(judged, summary, run["config"]["test"]),
-        repeats=findings.repeat_rows(judged),
+        judged=judge_findings.judged_rows(judged, summary, run["config"]["test"]),
+        repeats=judge_findings.repeat_rows(judged),
         judge_is_officer=_judge_is_officer(run["config"]),
-        choices=findings.choice_rows(choices),
-        calibration=findings.calibration_rows(calibration),
+        choices=judge_findings.choice_rows(choices),
+        calibration=judge_findings.calibration_rows(calibration),
         humans=[human_tables(outcome) for outcome in humans],
         started=moment(run.get("started_at")),
         made=made_of(run),

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from deescal.config import fingerprint
 from deescal.errors import UserError
 from deescal.schema import EXAMPLES, TOKENS, Row, to_table
-from deescal.storage import STORAGE_ERRORS, exists, join, locate, read_json, remove_folder, write_json
+from deescal.storage import STORAGE_ERRORS, exists, join, locate, parse_table, read_json, remove_folder, write_json
 
 COLUMNS = ["example_id", "scenario_id", "n_context_messages", "messages"]
 BATCH = 256
@@ -176,13 +176,10 @@ class Encode:
 
 def read_tokens(out: str, split: str) -> TokenData:
     """What `tokenize` wrote."""
-    import pyarrow.parquet as pq
-
     filesystem, path = locate(join(out, "tokens", f"split={split}"))
     tables = []
     for file in sorted(filesystem.ls(path, detail=False)):
-        with filesystem.open(file) as content:
-            tables.append(pq.ParquetFile(content).read().select(TOKENS.names).cast(TOKENS))
+        tables.append(parse_table(filesystem.cat_file(file), TOKENS.names).cast(TOKENS))
     return TokenData(pa.concat_tables(tables))
 
 

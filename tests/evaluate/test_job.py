@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,13 @@ from deescal.errors import UserError
 from deescal.evaluate.command import app
 from deescal.evaluate.config import EvaluateConfig
 from deescal.evaluate.job import Ended, Watch, evaluate, evaluate_from
-from deescal.evaluate.judging import VERSIONS
 from deescal.evaluate.rows import SCORED_TURNS
 from deescal.evaluate.significance import SIGNIFICANCE
 from deescal.evaluate.summary import SUMMARY_TABLE
 from deescal.judge.realism import CRITERIA
 from deescal.report.evaluate_findings import read_csv
 from deescal.schema import Row
+from deescal.score import tasks
 from tests.conftest import ROOT
 from tests.serve.fake_server import FakeServer, Handler, fail, raw, reply
 from tests.serve.lora import write_adapter
@@ -474,7 +475,8 @@ def test_other_rubrics_are_judged_anew(tmp_path: Path, data: str, api: Api, monk
     judge = ("judge.model=judge", f"judge.endpoint={api.url}", "judge.n_items=1")
     compare(data, tmp_path / "out", api, *judge, models="good")
     n_judged = len(api.asked("judge"))
-    monkeypatch.setitem(VERSIONS, "realism", "another")
+    others = tuple(replace(task, version="another") if task.name == "realism" else task for task in tasks._ALL)
+    monkeypatch.setattr(tasks, "_ALL", others)
     compare(data, tmp_path / "out", api, *judge, models="good")
     assert len(api.asked("judge")) == 2 * n_judged
 

@@ -18,7 +18,7 @@ from deescal.evaluate.published import PUBLISHED, published_of
 from deescal.evaluate.significance import SIGNIFICANCE, means_table
 from deescal.evaluate.summary import SUMMARY_TABLE, arrow, csv_text, seconds_a_turn, summary_table
 from deescal.evaluate.terminal import paper_table
-from deescal.report import evaluate_findings as findings
+from deescal.report import judge_findings
 from deescal.report.evaluate_findings import (
     choose_examples,
     comparison_text,
@@ -290,8 +290,8 @@ def test_several_samples_of_the_judge_say_how_far_it_agrees_with_itself() -> Non
         for n in range(3)
     ]
     once = [{"rubric": "plausibility", "protocol": "rollout", "scores": [1.0]}]
-    assert findings.repeat_rows([*rows, *once]) == [
+    assert judge_findings.repeat_rows([*rows, *once]) == [
         {"rubric": "realism", "protocol": "rollout", "n": 3, "alpha": "1.00"}
     ]
-    assert findings.bands_text([90.0, 60.0, 60.0, 10.0, math.nan]) == "25, 50, 25 %"
-    assert findings.bands_text([math.nan]) == "–"
+    assert judge_findings.bands_text([90.0, 60.0, 60.0, 10.0, math.nan]) == "25, 50, 25 %"
+    assert judge_findings.bands_text([math.nan]) == "–"
