@@ -46,6 +46,12 @@ _LABELS: tuple[tuple[str, str], ...] = (
         r"\b(attacker|tenant|landlord|owner|employee|manager|cashier|clerk|teller|waiter|waitress|bartender)\b",
     ),
     ("civilian", r"\b(juvenile|teenager|cyclist|key ?holder)\b|^motorist|^motorcyclist"),
+    (
+        "civilian",
+        r"\b(patient|caregiver|babysitter|(flight|drive-thru) attendant|housekeeper|life ?guard|mechanic|contractor|musician|"
+        r"(hair ?)?stylist|chef|(delivery|sales) (person|guy|man|woman)|(maintenance|poll|construction) worker|principal|"
+        r"faculty member|community member|organizer|volunteer)\b",
+    ),
 )
 _COMPILED_LABELS = tuple((role, re.compile(pattern)) for role, pattern in _LABELS)
 _GENERIC = re.compile(

@@ -67,6 +67,8 @@ CHANNEL = turns(
         ("[Officer's partner]", "officer"),
         ("[Friend of Ada]", "civilian"),
         ("[Store employee]", "civilian"),
+        ("[Patient]", "civilian"),
+        ("[Maintenance Worker]", "civilian"),
         ("[EMT]", "medic"),
         ("Firefighter", "medic"),
         ("[Commentator]", "narrator"),

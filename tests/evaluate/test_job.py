@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -226,14 +226,41 @@ def test_a_run_that_was_stopped_asks_the_rest(tmp_path: Path, data: str, api: Ap
 
 DRIVER = """
 import sys
+import time
 import deescal.report.evaluate_page as page
 from deescal.config import load_config
+from deescal.evaluate import steps
 from deescal.evaluate.config import EvaluateConfig
 from deescal.evaluate.job import evaluate
 page.write_evaluate_page = lambda run, out: None
-data, models, out, *overrides = sys.argv[1:]
+stop_after, data, models, out, *overrides = sys.argv[1:]
+if stop_after:  # work of a step, done and not stored yet
+    work = getattr(steps, stop_after)
+    def and_wait(*given, **named):
+        made = work(*given, **named)
+        open(out + "/here", "w").close()
+        time.sleep(600)
+        return made
+    setattr(steps, stop_after, and_wait)
 evaluate(data, [models], out, load_config(None, EvaluateConfig, overrides))
 """
+
+
+def kill_when(
+    happened: Callable[[], bool], stop_after: str, data: str, models: str, out: Path, settings: Sequence[str]
+) -> None:
+    """An evaluation in a process of its own, and kill -9."""
+    driver = [sys.executable, "-c", DRIVER, stop_after, data, models, str(out), *settings]
+    process = subprocess.Popen(driver, cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 120
+        while not happened():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("moment", ["good", "judge"])
@@ -244,16 +271,7 @@ def test_a_run_killed_while_it_asks_comes_to_the_same(tmp_path: Path, data: str,
     settings = [*QUICK, *judge, f"generate.online={few}"]
     models = f"{api.url}#good,{api.url}#bad"
     api.slow = moment
-    process = subprocess.Popen([sys.executable, "-c", DRIVER, data, models, str(out), *settings], cwd=ROOT)
-    try:
-        deadline = time.monotonic() + 120
-        while len(api.asked(moment)) < 6:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.wait()
+    kill_when(lambda: len(api.asked(moment)) >= 6, "", data, models, out, settings)
     assert not (out / "run.json").exists()
     api.slow = ""
     before = {name: len(api.asked(name)) for name in ("good", "bad", "judge")}
@@ -268,6 +286,21 @@ def test_a_run_killed_while_it_asks_comes_to_the_same(tmp_path: Path, data: str,
     assert tables(out) == tables(tmp_path / "calm")
     judged = [pq.read_table(folder / "judged.parquet").to_pylist() for folder in (out, tmp_path / "calm")]
     assert judged[0] == judged[1]
+
+
+@pytest.mark.parametrize("work", ["score_pairs", "significance_table"])
+def test_a_run_killed_while_it_scores_or_tests_comes_to_the_same(
+    tmp_path: Path, data: str, api: Api, work: str
+) -> None:
+    out, models = tmp_path / "out", f"{api.url}#good,{api.url}#bad"
+    kill_when((out / "here").exists, work, data, models, out, QUICK)
+    assert not (out / "run.json").exists()
+    assert (out / "turns.parquet").exists() == (work == "significance_table")
+    n_asked = len(api.seen)
+    compare(data, out, api)
+    assert len(api.seen) == n_asked
+    compare(data, tmp_path / "calm", api)
+    assert tables(out) == tables(tmp_path / "calm")
 
 
 def test_a_step_alone_takes_what_is_there(tmp_path: Path, data: str, api: Api) -> None:
