@@ -65,6 +65,8 @@ def start_ray(config: RayConfig, num_cpus: float, demand: Mapping[str, float]) -
     context.enable_progress_bars = False  # ours counts clips; Ray's counts blocks of every operator
     if not os.environ.get("RAY_ADDRESS"):
         check_size(demand, ray.cluster_resources())
+        if demand.get("GPU"):
+            check_build()
 
 
 def check_size(demand: Mapping[str, float], resources: Mapping[str, float]) -> None:
@@ -81,6 +83,14 @@ def check_size(demand: Mapping[str, float], resources: Mapping[str, float]) -> N
             )
 
 
+def check_build() -> None:
+    """Raises UserError where torch has no CUDA, as in the environment that set-up makes by default."""
+    import torch
+
+    if torch.version.cuda is None:
+        raise UserError("GPUs are asked for, but torch here is a CPU build: make setup LOCK=locks/gpu.txt")
+
+
 def on_every_node(function: Callable[..., T], *arguments: Any) -> list[T]:
     """What a function returns on each node of the cluster, this one among them; it takes no CPU."""
     import ray
@@ -93,6 +103,14 @@ def on_every_node(function: Callable[..., T], *arguments: Any) -> list[T]:
     return found
 
 
+def on_this_node() -> Any:
+    """Ray's strategy for an actor that stays beside the driver: what it knows must not go with a spot machine."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def is_one_node() -> bool:
     """Whether the cluster is one node, so that what this process sees is what all see."""
     import ray
@@ -101,10 +119,23 @@ def is_one_node() -> bool:
 
 
 def check_place(uri: str) -> None:
-    """Raises UserError where nodes of the cluster do not see a file that this process has written."""
-    if not is_local(uri) or is_one_node():
+    """Whether all nodes of the cluster see a file that this process has written.
+
+    Where no node has a CPU yet, as on a cluster that starts at its head alone, the first one to come is waited for.
+
+    Raises:
+        UserError: not all of them do.
+    """
+    import ray
+
+    if not is_local(uri):
         return
-    found = on_every_node(exists, uri)
+    if not ray.cluster_resources().get("CPU"):
+        found = [True, ray.get(ray.remote(num_cpus=1)(exists).remote(uri))]
+    elif is_one_node():
+        return
+    else:
+        found = on_every_node(exists, uri)
     if not all(found):
         raise UserError(
             f"--out '{os.path.dirname(uri)}': a local folder that {found.count(False)} of the cluster's {len(found)} "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from deescal.errors import UserError
+from deescal.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +19,7 @@ Out = Annotated[str, typer.Option("--out", help="Folder of the run: a path or s3
 
 
 def user_errors_are_one_line(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A UserError is one line and exit code 2; Ctrl-C says how to go on."""
+    """A UserError, or storage that cannot be read or written, is one line and exit code 2; Ctrl-C says how to go on."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -31,6 +31,13 @@ def user_errors_are_one_line(command: Callable[..., Any]) -> Callable[..., Any]:
         except KeyboardInterrupt:
             print("deescal: stopped; run the same command again to go on", file=sys.stderr)
             raise typer.Exit(130) from None
+        except Exception as error:
+            from deescal.storage import STORAGE_ERRORS  # slow to import
+
+            if not isinstance(error, STORAGE_ERRORS):
+                raise
+            print(f"deescal: storage: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
+            raise typer.Exit(2) from None
 
     return wrapped
 

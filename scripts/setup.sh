@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
 # All set-up of a fresh machine (`make setup`): virtual environment, locked packages, the package itself, weights.
-# Safe to run again: what is there and unchanged is left alone. PYTHON names another interpreter, PROFILE another
-# profile of weights.
+# Safe to run again: what is there and unchanged is left alone. PYTHON names another interpreter; LOCK another lock,
+# locks/gpu.txt for a machine with an NVIDIA GPU, which is remembered.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-lock=locks/cpu.txt
 venv=.venv
+chosen=$venv/.deescal-lock-name
+lock=${LOCK:-$(cat "$chosen" 2>/dev/null || echo locks/cpu.txt)}
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 say() { printf '%-10s %s\n' "$1" "$2"; }
 fail() {
     say "$1" "$2" >&2
     exit 1
 }
+[[ -f $lock ]] || fail LOCK "there is no $lock; take locks/cpu.txt or locks/gpu.txt"
 sha() { sha256sum "$1" | cut -d' ' -f1; }
 
 find_python() {
@@ -51,13 +53,15 @@ else
     pip_args=()
     torch_index=https://download.pytorch.org/whl/cpu
     # PyPI's torch for Linux is a CUDA build, which cannot even be imported without its CUDA packages.
-    if curl -fsI --max-time 3 "$torch_index/" >/dev/null 2>&1; then
+    if [[ $lock == *gpu* ]]; then
+        say packages "the CUDA build of torch comes from pip's own indexes"
+    elif curl -fsI --max-time 3 "$torch_index/" >/dev/null 2>&1; then
         pip_args+=(--extra-index-url "$torch_index")
         say packages "the CPU build of torch comes from $torch_index"
     else
         say packages "$torch_index does not answer; pip's own indexes must have a CPU build of torch"
     fi
-    say packages "installing $(grep -c == "$lock") packages of $lock (some minutes, about 5 GB)"
+    say packages "installing $(grep -c == "$lock") packages of $lock (some minutes, 5 GB and more)"
     # --no-deps: the lock is complete, and leaves out on purpose packages that others name as requirements.
     # -qq: a mirror in pip's configuration that lacks a package is worth a warning to pip, hundreds of them here.
     "$venv/bin/pip" install -qq --no-deps ${pip_args[@]+"${pip_args[@]}"} -r "$lock"
@@ -73,6 +77,7 @@ reachable, or name an index with CPU builds in PIP_EXTRA_INDEX_URL; then remove 
         "$venv/bin/python" -c 'import torchaudio' || fail torchaudio "still cannot be imported"
     fi
     echo "$lock_sha" >"$stamp"
+    echo "$lock" >"$chosen"
     say packages "installed in $SECONDS s; $("$venv/bin/python" -c 'import torch; print("torch", torch.__version__)')"
 fi
 
@@ -88,7 +93,6 @@ else
 fi
 
 # 4. Weights, by SHA-256
-say weights "profile ${PROFILE:-local}"
-"$venv/bin/deescal" models fetch --profile "${PROFILE:-local}"
+"$venv/bin/deescal" models fetch --profile local
 PYTHON=$venv/bin/python bash scripts/nltk_data.sh || true # optional, as it says
 say ready "set up; try: make demo"

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 from typing import get_args
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from deescal.cli import Format, Include, app
-from deescal.command import split_overrides
+from deescal.command import split_overrides, user_errors_are_one_line
 from deescal.curate.config import CurateConfig
 from deescal.doctor import local_memory_gib
 from deescal.export import FORMATS, INCLUDES
@@ -166,3 +167,18 @@ def test_doctor_asks_for_the_memory_that_the_stages_ask_for(monkeypatch: pytest.
     code, output = run("doctor")
     assert code == 1
     assert f"ask for {local_memory_gib():.1f} GiB together" in output
+
+
+def test_storage_that_fails_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from botocore.exceptions import NoCredentialsError
+
+    @user_errors_are_one_line
+    def command(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(typer.Exit) as ended:
+        command(NoCredentialsError())
+    assert ended.value.exit_code == 2
+    assert capsys.readouterr().err == "deescal: storage: NoCredentialsError: Unable to locate credentials\n"
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
+        command(ZeroDivisionError())

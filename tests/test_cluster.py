@@ -184,6 +184,19 @@ def test_every_node_wants_the_token_that_ray_up_brings(cluster: dict[str, Any], 
     assert result.stdout == "token\n", result.stderr
 
 
+def test_nodes_read_secrets_from_the_parameter_store(s3: object, tmp_path: Path) -> None:
+    import boto3
+
+    ssm = boto3.client("ssm")
+    for name, value in (("HF_TOKEN", "hf 'x' $y"), ("JUDGE_KEY", "k"), ("bad-name", "z")):
+        ssm.put_parameter(Name=f"/deescal/env/{name}", Value=value, Type="SecureString")
+    command = f'. {ROOT}/scripts/node_env.sh && echo "$HF_TOKEN|$JUDGE_KEY|${{secrets-gone}}"'
+    found = subprocess.run(
+        ["bash", "-c", command], env=os.environ | {"HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert found.stdout == "hf 'x' $y|k|gone\n", found.stderr
+
+
 def test_ray_accepts_the_runtime_env() -> None:
     from ray.runtime_env import RuntimeEnv
 

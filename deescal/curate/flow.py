@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from deescal.cluster import check_place, start_ray, users_errors
+from deescal.cluster import check_place, on_this_node, start_ray, users_errors
 from deescal.curate import store
 from deescal.curate.config import CurateConfig
 from deescal.curate.plan import FINAL, NAME, Plan, is_current, reopen
@@ -82,11 +82,8 @@ def stream(
     import ray
 
     check_place(join(out, "job.json"))
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # On the driver's node: what it knows must not go with a spot machine.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote(plan.owners)
+    ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=on_this_node()).remote(plan.owners)
     run = Run(out, fingerprints, RemoteLedger(ledger))
     load = partial(load_rows, out=out, origin=origin, fingerprints=fingerprints, retry_failed=retry_failed)
     n_blocks = ceil(len(plan.todo) / QUICK_BLOCK) if plan.owed in (["import"], ["select"]) else len(plan.todo)

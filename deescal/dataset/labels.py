@@ -48,9 +48,9 @@ _LABELS: tuple[tuple[str, str], ...] = (
     ("civilian", r"\b(juvenile|teenager|cyclist|key ?holder)\b|^motorist|^motorcyclist"),
     (
         "civilian",
-        r"\b(patient|caregiver|babysitter|(flight|drive-thru) attendant|housekeeper|life ?guard|mechanic|contractor|musician|"
-        r"(hair ?)?stylist|chef|(delivery|sales) (person|guy|man|woman)|(maintenance|poll|construction) worker|principal|"
-        r"faculty member|community member|organizer|volunteer)\b",
+        r"\b(patient|caregiver|babysitter|(flight|drive-thru) attendant|housekeeper|life ?guard|mechanic|contractor|"
+        r"musician|(hair ?)?stylist|chef|(delivery|sales) (person|guy|man|woman)|principal|organizer|volunteer|"
+        r"(maintenance|poll|construction) worker|(faculty|community) member)\b",
     ),
 )
 _COMPILED_LABELS = tuple((role, re.compile(pattern)) for role, pattern in _LABELS)

@@ -109,7 +109,7 @@ def assign_splits(
     dropped |= graph.join(new)
     graph.found([i for i in new if i not in dropped and i not in graph.places], config)
     places = {i: graph.places[i] for i in ids if i in graph.places}
-    _check_filled(places, config)
+    _check_filled(places, config, free=not fixed)
     return Splits(places, dropped)
 
 
@@ -192,16 +192,26 @@ class _Graph:
         self._placed[self.node[i]].add(place)
 
 
-def _check_filled(places: Mapping[str, Place], config: SplitConfig) -> None:
+def _check_filled(places: Mapping[str, Place], config: SplitConfig, *, free: bool) -> None:
+    """Args: free: whether nothing had a place before, so that another seed moves everything."""
     sizes = Counter(place.split for place in places.values())
     for split in SPLITS:
         share = getattr(config, split)
         if share > 0 and not sizes[split]:
-            incidents = len({place.incident_id for place in places.values()})
+            incidents = {place.incident_id for place in places.values()}
+            seed = _filling_seed(incidents, config) if free else None
             raise UserError(
-                f"split '{split}' would be empty: {len(places)} scenarios of {incidents} incidents at a share of "
+                f"split '{split}' would be empty: {len(places)} scenarios of {len(incidents)} incidents at a share of "
                 f"{share:g}; add scenarios, raise the share, set it to 0, or try another seed"
+                + (f", such as split.seed={seed}" if seed is not None else "")
             )
+
+
+def _filling_seed(incidents: Collection[str], config: SplitConfig, tries: int = 1000) -> int | None:
+    """The first seed that puts something into every split, if there is one among so many."""
+    wanted = {split for split in SPLITS if getattr(config, split) > 0}
+    seeded = (config.model_copy(update={"seed": seed}) for seed in range(tries))
+    return next((c.seed for c in seeded if {draw(i, c) for i in incidents} == wanted), None)
 
 
 # --- leakage --------------------------------------------------------------------------------------------------

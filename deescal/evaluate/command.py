@@ -102,7 +102,10 @@ def humans_import(
 ) -> None:
     """Check filled sheets, join them with the key, and say what they come to."""
     from deescal.evaluate.ratings_of_run import calibration_lines, import_into, outcome_lines, read_calibration
+    from deescal.storage import exists, join
 
     found = import_into(pack, files, evaluation, count_inattentive=count_inattentive)
     for line in (*outcome_lines(found), *calibration_lines(read_calibration(evaluation) if evaluation else [])):
         print(line)
+    if evaluation and not exists(join(evaluation, "run.json")):
+        print(f"warning: the page of {evaluation} is as it was: the evaluation is not complete; run it again to go on")

@@ -20,6 +20,17 @@ StepName = Literal["generate", "score", "judge", "test", "report"]
 STEPS: tuple[StepName, ...] = ("generate", "score", "judge", "test", "report")
 
 
+def repeatable(score: ScoreConfig) -> ScoreConfig:
+    """With float32 for `dtype=auto` of an engine on a CPU.
+
+    In bfloat16, nearly twice as fast where the processor has it, an answer depends on what the engine computes beside
+    it, so that an evaluation that was killed would go on to other tables than one that was not.
+    """
+    if score.llm.dtype != "auto" or score.workers.num_gpus:
+        return score
+    return score.model_copy(update={"llm": score.llm.model_copy(update={"dtype": "float32"})})
+
+
 class OfficerConfig(Config):
     """The officer simulator of protocol `interactive`."""
 
@@ -72,7 +83,7 @@ class EvaluateConfig(Config):
     """All of an evaluation but the data and the contestants."""
 
     protocols: tuple[ProtocolName, ...] = ("teacher_forced",)
-    generate: ScoreConfig = ScoreConfig()  # sampling, split, engine, endpoint
+    generate: ScoreConfig = Field(default=ScoreConfig(), validate_default=True)  # sampling, split, engine, endpoint
     rollout_engine: ImportPath = "deescal.evaluate.rollout_engine:RolloutEngine"
     officer: OfficerConfig = OfficerConfig()
     keys: Mapping[str, str] = {}  # host of an endpoint -> environment variable with its key; others: DEESCAL_API_KEY
@@ -82,6 +93,11 @@ class EvaluateConfig(Config):
     test: TestConfig = TestConfig()
     examples: int = Field(default=4, ge=0)  # on the page, of the best and of the worst replies of each contestant
 
+    @field_validator("generate")
+    @classmethod
+    def _repeats(cls, score: ScoreConfig) -> ScoreConfig:
+        return repeatable(score)
+
     @field_validator("protocols")
     @classmethod
     def _some(cls, protocols: tuple[ProtocolName, ...]) -> tuple[ProtocolName, ...]:
@@ -90,9 +106,11 @@ class EvaluateConfig(Config):
         return protocols
 
     @model_validator(mode="after")
-    def _has_officer(self) -> EvaluateConfig:
+    def _has_what_it_needs(self) -> EvaluateConfig:
         if "interactive" in self.protocols and self.officer.model is None:
             raise ValueError("protocol interactive needs officer.model, who plays the officer")
+        if self.judge.model and self.judge.asked == ("deescalation",) and self.protocols == ("teacher_forced",):
+            raise ValueError("judge.rubrics=[deescalation] is of dialogues: add protocol rollout or interactive")
         if self.judge.pairwise and "teacher_forced" not in self.protocols:
             raise ValueError("judge.pairwise needs protocol teacher_forced: elsewhere two replies answer other words")
         return self

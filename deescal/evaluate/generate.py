@@ -7,11 +7,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from deescal.cluster import why_failed
 from deescal.config import fingerprint
@@ -27,7 +28,11 @@ from deescal.score.source import SCORES_FILE
 from deescal.serve.client import base_url
 from deescal.storage import exists, join, read_table
 
+if TYPE_CHECKING:
+    from deescal.evaluate.job import Watch
+
 ITEMS_FILE = "items.parquet"
+_FILES = {"teacher_forced": SCORES_FILE}  # of the other protocols: TURNS_FILE
 
 
 class Replies(TypedDict):
@@ -47,41 +52,56 @@ class Generated:
     weights: dict[str, str]  # label -> identity of its base, and digest of its adapter; not of endpoints
 
 
-def generate(
-    out: str,
-    contestants: Sequence[Contestant],
-    config: EvaluateConfig,
-    watch: scoring.Watch,
-    *,
-    retry_failed: bool = False,
-    on_failed: Callable[[str, str], None] = lambda label, why: None,
-) -> Generated:
-    """Ask all contestants; what has an answer already is not asked again.
+@dataclass(frozen=True)
+class Askable:
+    """Who can be asked, as is known before anybody is."""
+
+    answered: list[Pass]  # of endpoints, with nothing left to ask
+    usable: list[Contestant]
+    failed: dict[str, str]  # label -> why
+
+
+def look_at(out: str, contestants: Sequence[Contestant], config: EvaluateConfig, *, retry_failed: bool) -> Askable:
+    """Which of the contestants can be asked.
 
     Raises:
-        UserError: none of the contestants can be asked, with the reason of the first.
+        UserError: none of them, with the reason of the first.
     """
-    files: list[Replies] = []
-    failed: dict[str, str] = {}
-    weights: dict[str, str] = {}
-
-    def fail(whom: str, why: str) -> None:
-        failed[whom] = why
-        on_failed(whom, why)
-
     # An endpoint that has answered everything may be gone; weights may be others by now, so they are looked at again.
-    answered = [p for p in passes(contestants) if p.endpoint and _is_complete(out, p, config) and not retry_failed]
-    files += [place for together in answered for place in _places(together, config)]
+    answered = [p for p in passes(contestants) if p.endpoint and _is_complete(out, p, config, retry_failed)]
     settled = {contestant.label for together in answered for contestant in together.contestants}
-    usable = []
+    usable, failed = [], {}
     for contestant in contestants:
         if contestant.label in settled:
             continue
         try:
             usable.append(check_contestant(contestant, config.generate, config.keys))
         except UserError as error:
-            fail(contestant.label, str(error))
-    for together in passes(usable):
+            failed[contestant.label] = str(error)
+    if not answered and not usable:
+        raise UserError(f"no contestant can be asked: {next(iter(failed.values()))}")
+    return Askable(answered, usable, failed)
+
+
+def generate(
+    out: str, askable: Askable, config: EvaluateConfig, watch: Watch, *, retry_failed: bool = False
+) -> Generated:
+    """Ask all contestants; what has an answer already is not asked again.
+
+    Raises:
+        UserError: none of the contestants could be asked, with the reason of the first.
+    """
+    files = [place for together in askable.answered for place in _places(together, config)]
+    failed: dict[str, str] = {}
+    weights: dict[str, str] = {}
+
+    def fail(whom: str, why: str) -> None:
+        failed[whom] = why
+        watch.failed(whom, why)
+
+    for label, why in askable.failed.items():
+        fail(label, why)
+    for together in passes(askable.usable):
         places = _places(together, config)
         done: list[Replies] = []
         try:
@@ -122,10 +142,13 @@ def officer_folder(config: EvaluateConfig) -> str:
     return fingerprint(OFFICER_VERSION, officer.model, where, officer.n_turns, officer.score.deciding)
 
 
-def _is_complete(out: str, together: Pass, config: EvaluateConfig) -> bool:
+def _is_complete(out: str, together: Pass, config: EvaluateConfig, retry_failed: bool) -> bool:
+    """Whether there is nothing left to ask: all answers are there, and errors, too, unless those are asked again."""
     last = {"teacher_forced": "run.json"}
     places = _places(together, config)
-    return all(exists(join(out, p["folder"], last.get(p["protocol"], TURNS_FILE))) for p in places)
+    if not all(exists(join(out, p["folder"], last.get(p["protocol"], TURNS_FILE))) for p in places):
+        return False
+    return not retry_failed or not any(pc.any(pc.is_valid(_stored(out, place)["error"])).as_py() for place in places)
 
 
 def _ask_pass(
@@ -164,15 +187,19 @@ def read_turns(out: str, generated: Generated) -> pa.Table:
     """TURNS of all that was generated, by labels; what is stored has the names in `deescal.score`."""
     tables = []
     for file in generated.files:
-        folder = join(out, file["folder"])
+        stored = _stored(out, file)
         if file["protocol"] == "teacher_forced":
-            tables.append(to_turns(read_table(join(folder, SCORES_FILE)), file["protocol"], file["labels"]))
+            tables.append(to_turns(stored, file["protocol"], file["labels"]))
         else:
-            tables.append(with_labels(read_table(join(folder, TURNS_FILE)).cast(TURNS), file["labels"]))
+            tables.append(with_labels(stored.cast(TURNS), file["labels"]))
     return pa.concat_tables(tables)
+
+
+def _stored(out: str, place: Replies) -> pa.Table:
+    """The replies of a pass: SCORES of `deescal.score`, or TURNS by its names."""
+    return read_table(join(out, place["folder"], _FILES.get(place["protocol"], TURNS_FILE)))
 
 
 def files_of(out: str, generated: Generated) -> list[str]:
     """The files that `read_turns` reads."""
-    names = {"teacher_forced": SCORES_FILE}
-    return [join(out, file["folder"], names.get(file["protocol"], TURNS_FILE)) for file in generated.files]
+    return [join(out, file["folder"], _FILES.get(file["protocol"], TURNS_FILE)) for file in generated.files]

@@ -35,9 +35,10 @@ OFFICER = (
     "keep everyone safe. Say only what you say next, in one or two short spoken sentences."
 )
 ARRIVES = "(You have just arrived.)"  # templates want a user message first
-_MARKED = r"[\s\[*(]*\b(?:%s)\b[\])*]*\s*(?::|(?<=\]))[\s*]*"  # Name:, **Name:**, [Name]
+_MARKED = r"[\s\[*(]*\b(?:the )?(?:%s)\b[\])*]*\s*(?::|(?<=\]))[\s*]*"  # Name:, **Name:**, [Name]
 _LABEL = re.compile("^" + _MARKED % "(?:police )?officer", re.IGNORECASE)
-_OTHERS_WORDS = re.compile(_MARKED % "civilian|suspect" + ".*", re.IGNORECASE | re.DOTALL)
+# Where a line or a sentence begins: "the suspect: what did he look like" is the officer's.
+_OTHERS_WORDS = re.compile(r"(?:^|(?<=[\n.!?]))" + _MARKED % "civilian|suspect" + ".*", re.IGNORECASE | re.DOTALL)
 
 
 def conversation_items(items: pa.Table, n_turns: int) -> pa.Table:

@@ -28,7 +28,8 @@ from deescal.errors import UserError, one_line
 from deescal.evaluate import judging, steps
 from deescal.evaluate.config import STEPS, EvaluateConfig, StepName
 from deescal.evaluate.contestants import Contestant, check_keys, key_variable, pairs_to_compare, parse_contestants
-from deescal.evaluate.generate import ITEMS_FILE, officer_folder
+from deescal.evaluate.generate import ITEMS_FILE, look_at, officer_folder
+from deescal.evaluate.interactive import conversation_items
 from deescal.evaluate.rows import make_items, read_test_rows
 from deescal.models import resolve
 from deescal.score.job import Watch as ScoreWatch
@@ -90,11 +91,16 @@ def evaluate(
     check_judge_is_there(config, has_judged=exists(join(out, steps.JUDGED_FILE)))
     check_officer_is_there(config, out)
     inputs = read_test_rows(data, config.generate.split)
+    items = make_items(inputs)
+    if "interactive" in config.protocols and not conversation_items(items, 1).num_rows:
+        raise UserError(f"protocol interactive: in no scenario of {data} does an officer speak before a reply")
+    askable = look_at(out, contestants, config, retry_failed=retry_failed)
     identity = fingerprint(data, inputs.version, config.generate.split, config.generate.deciding)
     _begin(out, identity, {"data": data, "contestants": [c.model_dump(mode="json") for c in contestants]}, config)
     if not exists(join(out, ITEMS_FILE)):
-        write_table(join(out, ITEMS_FILE), make_items(inputs))
-    return _run(out, contestants, config, "generate", retry_failed, watch or Watch())
+        write_table(join(out, ITEMS_FILE), items)
+    work = steps.Work(out, contestants, config.with_room(), watch or Watch(), retry_failed, askable)
+    return _run(work, STEPS, config)
 
 
 def evaluate_from(out: str, step: StepName, config: EvaluateConfig, watch: Watch | None = None) -> Ended:
@@ -123,7 +129,8 @@ def evaluate_from(out: str, step: StepName, config: EvaluateConfig, watch: Watch
     is_before = STEPS.index(step) > STEPS.index("judge")
     check_judge_is_there(config, has_judged=is_before and done["judge"].get("settings") == work.settings("judge"))
     write_json(join(out, CONFIG_FILE), config.model_dump(mode="json"))
-    return _run(out, contestants, config, step, False, watch or Watch())
+    work = steps.Work(out, contestants, config.with_room(), watch or Watch(), forced=step)
+    return _run(work, STEPS[1:], config)  # one before `step` that is up to date does nothing
 
 
 def read_job(out: str) -> dict[str, Any]:
@@ -207,7 +214,8 @@ def _begin(out: str, identity: str, asked: Mapping[str, Any], config: EvaluateCo
     try:
         if exists(file) and read_json(file).get("fingerprint") != identity:
             raise UserError(
-                f"--out '{out}': holds an evaluation on other data, or with other sampling; give another folder"
+                f"--out '{out}': holds an evaluation on other data, or with other sampling or dtype; "
+                "give another folder"
             )
         write_json(file, {"deescal": __version__, "fingerprint": identity, **asked})
         write_json(join(out, CONFIG_FILE), config.model_dump(mode="json"))
@@ -215,20 +223,10 @@ def _begin(out: str, identity: str, asked: Mapping[str, Any], config: EvaluateCo
         raise UserError(f"--out '{out}': cannot be read and written: {one_line(error)}") from error
 
 
-def _run(
-    out: str,
-    contestants: Sequence[Contestant],
-    config: EvaluateConfig,
-    first: StepName,
-    retry_failed: bool,
-    watch: Watch,
-) -> Ended:
+def _run(work: steps.Work, names: Sequence[StepName], config: EvaluateConfig) -> Ended:
     started_at, began = datetime.now(UTC), time.monotonic()
-    steps.forget(join(out, "run.json"))  # it says 'complete', which is not true from here on
-    work = steps.Work(
-        out, contestants, config.with_room(), watch, retry_failed, forced=first if first != "generate" else None
-    )
-    for name in STEPS if first == "generate" else STEPS[1:]:  # one before `first` that is up to date does nothing
+    steps.forget(join(work.out, "run.json"))  # it says 'complete', which is not true from here on
+    for name in names:
         work.do(name)
     run = {
         **steps.describe(work),
@@ -237,5 +235,5 @@ def _run(
         "wall_s": round(time.monotonic() - began, 3),  # of this invocation
     }
     work.report(run)
-    write_json(join(out, "run.json"), run)
-    return Ended(out, run)
+    write_json(join(work.out, "run.json"), run)
+    return Ended(work.out, run)

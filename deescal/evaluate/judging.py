@@ -161,9 +161,16 @@ def judge(
         if not rows:
             continue
         place = join(out, "judge", f"{fingerprint(asked, find_task(rubric).version)}-{rubric}")
-        scores = ask_judge(place, to_table(rows, TO_JUDGE), rubric, config, watch, retry_failed)
+        how = once(config) if rubric == "plausibility" else config
+        scores = ask_judge(place, to_table(rows, TO_JUDGE), rubric, how, watch, retry_failed)
         tables.append(read_judged(scores, rubric))
     return pa.concat_tables(tables) if tables else JUDGED.empty_table()
+
+
+def once(config: JudgingConfig) -> JudgingConfig:
+    """Of a rubric that reads probabilities, which nothing is drawn for: several samples would be one."""
+    sampling = config.score.sampling.model_copy(update={"temperature": 0.0, "samples": 1})
+    return config.model_copy(update={"score": config.score.model_copy(update={"sampling": sampling})})
 
 
 def why_useless(judged: pa.Table, preferences: pa.Table | None) -> str | None:

@@ -16,7 +16,7 @@ from deescal.evaluate.calibration import Calibration, calibrate
 from deescal.evaluate.contestants import REFERENCE
 from deescal.evaluate.humans.config import PackConfig
 from deescal.evaluate.steps import JUDGED_FILE, PREFERENCES_FILE, TURNS_FILE
-from deescal.schema import Row
+from deescal.schema import Row, to_table
 from deescal.storage import absolute, exists, join, locate, read_json, read_table, write_json, write_table
 
 RATINGS_FILE, OUTCOME_FILE = "ratings.parquet", "outcome.json"
@@ -56,6 +56,8 @@ def import_into(pack: str, files: Sequence[str], run: str | None, *, count_inatt
     if run is not None:
         if not exists(join(run, TURNS_FILE)):
             raise UserError(f"--run '{run}': no {TURNS_FILE}, so no evaluation")
+        if ratings.num_rows and not _of_these_replies(ratings.to_pylist(), run):
+            raise UserError(f"--run '{run}': has none of the replies that were rated: another evaluation's pack")
         folders.append(join(run, "humans", read_key(pack)["pack_id"]))
     for folder in folders:
         write_table(join(folder, RATINGS_FILE), ratings)
@@ -68,8 +70,18 @@ def import_into(pack: str, files: Sequence[str], run: str | None, *, count_inatt
 
 
 def read_outcomes(run: str) -> list[dict[str, Any]]:
-    """What every pack of a run came to."""
-    return [read_json(place) for place in _of_packs(run, OUTCOME_FILE)]
+    """What every pack of a run came to, by its ratings of replies as they are now; `replaced`: how many others."""
+    from deescal.evaluate.humans.outcome import outcome
+
+    found = []
+    for place in _of_packs(run, RATINGS_FILE):
+        stored = read_json(join(place.removesuffix(RATINGS_FILE), OUTCOME_FILE))
+        ratings = read_table(place)
+        valid = _of_these_replies(ratings.to_pylist(), run)
+        if len(valid) < ratings.num_rows:
+            stored |= without_nan(outcome(to_table(valid, ratings.schema), stored["pack"]))
+        found.append({**stored, "replaced": ratings.num_rows - len(valid)})
+    return found
 
 
 def read_ratings(run: str) -> list[Row]:
@@ -141,6 +153,9 @@ def outcome_lines(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"agreement on {question}: alpha {_coefficient(alpha)}, kappa {_coefficient(kappa)}")
     for question, means in found.get("means", {}).items():
         lines += [f"{question}: {model} {_estimate(mean)}" for model, mean in means.items()]
+    for of in found.get("pairs", ()):
+        counts = f"{of['wins']:,} wins, {of['ties']:,} ties, {of['losses']:,} losses"
+        lines.append(f"more real: {of['model']} against {of['model_b']}: {counts}, rate {_estimate(of['win_rate'])}")
     lines += [f"more real: {model} {_estimate(rate)}" for model, rate in found.get("win_rates", {}).items()]
     return lines
 

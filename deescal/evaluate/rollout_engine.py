@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -35,17 +36,23 @@ class RolloutEngine:
         self._adapters = lora_requests(adapters)
 
     def answer(self, requests: pa.Table) -> pa.Table:
-        """REQUESTS -> ANSWERS, in order; latency is that of the whole batch, whose answers come together."""
+        """REQUESTS -> ANSWERS, in order.
+
+        One contestant after the other, so that nobody's seconds hold another's. Latency is that of all replies of one,
+        which come together.
+        """
         room = self._config.llm.max_model_len - (self._sampling.max_tokens or 0)
         rows = to_prompts(requests, self._config.llm.model, room).to_pylist()
         fit = [row for row in rows if row["error"] is None]
-        asked_at_s, start = time.time(), time.perf_counter()
-        outputs = self._generate(fit) if fit else []
-        seconds = time.perf_counter() - start
-        found = {
-            row["request_id"]: {**read_output(row, output), "asked_at_s": asked_at_s, "latency_s": seconds}
-            for row, output in zip(fit, outputs, strict=True)
-        }
+        found: dict[str, Row] = {}
+        for _, of_one in groupby(sorted(fit, key=_adapter), key=_adapter):
+            asked = list(of_one)
+            asked_at_s, start = time.time(), time.perf_counter()
+            outputs = self._generate(asked)
+            took = {"asked_at_s": asked_at_s, "latency_s": time.perf_counter() - start}
+            found |= {
+                row["request_id"]: read_output(row, output) | took for row, output in zip(asked, outputs, strict=True)
+            }
         answers = [answer_row(row, **found.get(row["request_id"], {"error": row["error"]})) for row in rows]
         return to_table(answers, ANSWERS)
 
@@ -56,6 +63,10 @@ class RolloutEngine:
         adapters: Any = [self._adapters[row["adapter"]] if row["adapter"] else None for row in rows]
         lora = adapters if self._adapters else None
         return list(self._llm.generate(prompts, parameters, use_tqdm=False, lora_request=lora))
+
+
+def _adapter(row: Row) -> str:
+    return row["adapter"] or ""
 
 
 @contextmanager
@@ -82,7 +93,13 @@ def engines(
     import ray
 
     adapters = [c.adapter for c in contestants if c.adapter]
-    actor = ray.remote(load_engine(engine)).options(**resources.ray_options())
+    shards = config.llm.tensor_parallel_size  # each on a GPU of its own, in one actor
+    options = {
+        **resources.ray_options(),
+        "num_cpus": resources.num_cpus * shards,
+        "num_gpus": resources.num_gpus * shards,
+    }
+    actor = ray.remote(load_engine(engine)).options(**options)
     actors = [actor.remote(config, sampling, adapters) for _ in range(resources.workers)]
 
     def ask(requests: Sequence[Row]) -> Mapping[str, Row]:

@@ -88,6 +88,9 @@ def significance_table(
     The family that Bonferroni and Holm correct for is, for each test by itself, all comparisons of one protocol: every
     pair on every metric. Comparisons without a p-value are no members. Intervals, of 95 %, are not corrected.
 
+    Where the family is large, more is drawn than `n_resamples`: a p-value of the randomization is never under
+    2 / (n + 1), which times the family must be able to fall under 0.05.
+
     Args:
         turns: columns model, protocol, item_id, scenario_id, incident_id (may be null), and a float column per metric,
             null or NaN where there is no score; one row per model, protocol, item and seed of generation.
@@ -99,6 +102,9 @@ def significance_table(
         KeyError: `turns` has no such column.
     """
     rows = []
+    family_size = len(pairs) * len(metrics)
+    if n_resamples < 40 * family_size:
+        n_resamples = 100 * family_size
     for protocol, scores in _protocols(turns, metrics):
         nothing = dict.fromkeys(metrics, np.full(len(scores.clusters), np.nan))
         family = []

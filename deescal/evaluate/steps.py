@@ -19,6 +19,7 @@ from deescal.evaluate.config import STEPS, EvaluateConfig, StepName
 from deescal.evaluate.contestants import Contestant, layout_pairs, pairs_to_compare, with_key
 from deescal.evaluate.generate import (
     ITEMS_FILE,
+    Askable,
     Generated,
     files_of,
     generate,
@@ -76,6 +77,7 @@ class Work:
     config: EvaluateConfig
     watch: Watch
     retry_failed: bool = False
+    askable: Askable | None = None  # of the contestants; None: nobody is going to be asked
     forced: StepName | None = None  # it and the later steps are done again, whatever is there
 
     def do(self, step: StepName) -> None:
@@ -91,14 +93,15 @@ class Work:
             return
         if step != "judge" or self.config.judge.model:
             self.watch.step(_SAID[step])
-        if step in ("score", "judge") and "test" in (done := read_done(self.out)):
-            del done["test"]  # of what will not be there, also where this is killed in between
-            write_json(join(self.out, DONE_FILE), done)
+        done = read_done(self.out)
+        before = done.get(step, {}).get("fingerprint")
+        if step != "generate":  # killed in between, neither it nor what is made of it is what it was
+            write_json(join(self.out, DONE_FILE), {k: v for k, v in done.items() if k not in (step, "test")})
         began = time.monotonic()
-        told = getattr(self, f"_{step}")(made_from)
+        told = getattr(self, f"_{step}")(unchanged=before == made_from)
         done = read_done(self.out)
         seconds = time.monotonic() - began
-        if step == "generate" and done.get(step, {}).get("fingerprint") == made_from:
+        if step == "generate" and before == made_from:
             seconds += done[step]["seconds"]  # it goes on where it was
         settings = self.settings(step)
         done[step] = {"fingerprint": made_from, "settings": settings, **told, "seconds": round(seconds, 3)}
@@ -191,18 +194,11 @@ class Work:
     def _versions(self, *files: str) -> list[str]:
         return [version(locate(uri)[0].info(locate(uri)[1])) if exists(uri) else "" for uri in files]
 
-    def _generate(self, made_from: str) -> Mapping[str, Any]:
-        found = generate(
-            self.out,
-            self.contestants,
-            self.config,
-            self.watch,
-            retry_failed=self.retry_failed,
-            on_failed=self.watch.failed,
-        )
-        return asdict(found)
+    def _generate(self, unchanged: bool) -> Mapping[str, Any]:
+        assert self.askable is not None
+        return asdict(generate(self.out, self.askable, self.config, self.watch, retry_failed=self.retry_failed))
 
-    def _score(self, made_from: str) -> Mapping[str, Any]:
+    def _score(self, unchanged: bool) -> Mapping[str, Any]:
         turns = read_turns(self.out, self.generated)
         items = read_table(join(self.out, ITEMS_FILE))
         for protocol in self.config.protocols:
@@ -216,7 +212,7 @@ class Work:
         write_table(join(self.out, TURNS_FILE), scored)
         return {"rows": scored.num_rows}
 
-    def _judge(self, made_from: str) -> Mapping[str, Any]:
+    def _judge(self, unchanged: bool) -> Mapping[str, Any]:
         """A judge that cannot be asked is out alone, as a contestant is: the steps after it do without."""
         if (config := self.config.judge).model is None:
             self._forget(JUDGED_FILE, PREFERENCES_FILE)
@@ -238,12 +234,12 @@ class Work:
         except Exception as error:
             why = why_failed(error)
             self.watch.failed(judging.JUDGE, why)
-            if read_done(self.out).get("judge", {}).get("fingerprint") != made_from:
+            if not unchanged:
                 self._forget(JUDGED_FILE, PREFERENCES_FILE)  # of other replies, or of another judge
             return {"rows": 0, "failed": why}
         return {"rows": judged.num_rows}
 
-    def _test(self, made_from: str) -> Mapping[str, Any]:
+    def _test(self, unchanged: bool) -> Mapping[str, Any]:
         turns, how = self.turns(), self.config.test.model_dump(include={"seed", "n_resamples"})
         means, found = MEANS.empty_table(), SIGNIFICANCE.empty_table()
         for protocol in sorted(self.config.protocols):  # each with the metrics that it has

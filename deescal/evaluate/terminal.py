@@ -53,7 +53,7 @@ def show_ended(ended: Ended, console: Console) -> None:
         for why, n in causes.items():
             console.print(f"warning: {name}: {n:,} x {why}", style="yellow", markup=False, soft_wrap=True)
     for label, why in ended.failed.items():
-        console.print(f"warning: {label} was not asked: {why}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"warning: {label} is out: {why}", style="yellow", markup=False, soft_wrap=True)
     console.print(f"{ended.run['rows']:,} replies, {clock(ended.run['wall_s'])}")
     console.print(
         f"tables    {ended.out}/summary.csv, significance.csv\npage      {ended.out}/report.html", soft_wrap=True

@@ -220,7 +220,7 @@ def _by_model(turns: pa.Table, column: str, scale: float = 1.0) -> dict[str, lis
 
 
 def human_tables(outcome: Mapping[str, Any]) -> Row:
-    """What a pack came to, as texts: rows (question, system, estimate, ratings) and agreement."""
+    """What a pack came to, as texts: rows (question, system, estimate, ratings), pairs of systems, and agreement."""
     rows = []
     for question, means in outcome.get("means", {}).items():
         rows += [(question, model, *_estimate(mean)) for model, mean in means.items()]
@@ -230,7 +230,9 @@ def human_tables(outcome: Mapping[str, Any]) -> Row:
         for question, of in outcome["agreement"].items()
     ]
     left_out = [name for name, rater in outcome["raters"].items() if not rater["counted"]]
-    return {"rated": outcome["rated"], "rows": rows, "agreement": agreement, "left_out": left_out}
+    pairs = [{**of, "rate": _estimate(of["win_rate"])[0]} for of in outcome.get("pairs", ())]
+    told = {"rated": outcome["rated"], "left_out": left_out, "replaced": outcome.get("replaced", 0)}
+    return {**told, "rows": rows, "pairs": pairs, "agreement": agreement}
 
 
 def _estimate(found: Mapping[str, Any]) -> tuple[str, int]:

@@ -32,6 +32,10 @@ def judged_rows(judged: Sequence[Row], summary: Sequence[Row], test: Mapping[str
     groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in judged:
         groups[row["rubric"], row["protocol"], row["contestant"]].append(row)
+    real: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for row in judged:
+        if row["contestant"] == REFERENCE and row["score"] is not None:
+            real[row["rubric"], row["protocol"]][row["item_id"]] = row["score"]
     found = []
     for (rubric, protocol, contestant), rows in sorted(
         groups.items(), key=lambda g: (g[0][0], g[0][1], g[0][2] != REFERENCE, g[0][2])
@@ -51,12 +55,20 @@ def judged_rows(judged: Sequence[Row], summary: Sequence[Row], test: Mapping[str
                 "contestant": "the real replies" if contestant == REFERENCE else contestant,
                 "n": len(rows),
                 "score": interval_text(*mean, 1),
+                "beaten": NOT_KNOWN if contestant == REFERENCE else beaten_text(rows, real[rubric, protocol]),
                 "bands": bands_text(scores) if rubric == "realism" else NOT_KNOWN,
                 "unread": sum(row["n_unread"] for row in rows),
                 "unsupported": sum(row["unsupported"] for row in rows),
             }
         )
     return found
+
+
+def beaten_text(rows: Sequence[Row], real: Mapping[str, float]) -> str:
+    """'54 % of 24': lines on which the real reply was scored above a contestant's; a tie is half a line."""
+    margins = [real[r["item_id"]] - r["score"] for r in rows if r["item_id"] in real and r["score"] is not None]
+    above = sum((margin > 0) + 0.5 * (margin == 0) for margin in margins)
+    return f"{100 * above / len(margins):.0f} % of {len(margins):,}" if margins else NOT_KNOWN
 
 
 def bands_text(scores: Sequence[float]) -> str:

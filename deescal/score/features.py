@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
-from deescal.cluster import check_place, start_ray, users_errors
+from deescal.cluster import check_place, on_this_node, start_ray, users_errors
 from deescal.config import explain
 from deescal.errors import UserError
 from deescal.judge.stage import InterpretConfig, Interpreter
@@ -73,7 +73,7 @@ def ask_features(requests: Iterable[Row], out: str, judge: InterpretConfig, conf
     check_place(files[0])
     import ray
 
-    ledger = RemoteLedger(ray.remote(Ledger).options(num_cpus=0).remote())
+    ledger = RemoteLedger(ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=on_this_node()).remote())
     ds = read_batches(files).map_batches(
         FeatureWorker,
         fn_constructor_args=(judge, ledger),

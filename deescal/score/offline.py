@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from deescal.cluster import check_place, start_ray, users_errors
+from deescal.cluster import check_place, on_this_node, start_ray, users_errors
 from deescal.config import load_engine
 from deescal.dataset.chat import load_tokenizer, render
 from deescal.engine import engine_arguments, engine_environment, thread_environment
@@ -137,11 +137,8 @@ def engine_stage(contestants: Sequence[Contestant], sampling: SamplingConfig, co
     """Ray's LLM processor around our worker: PROMPTS dataset -> ANSWERS dataset."""
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # On the driver's node: what it knows must not go with a spot machine.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    deaths = ray.remote(Deaths).options(num_cpus=0, scheduling_strategy=here).remote()
+    deaths = ray.remote(Deaths).options(num_cpus=0, scheduling_strategy=on_this_node()).remote()
     adapters = [c.adapter for c in contestants if c.adapter]
     quick = {"num_cpus": QUICK_CPUS}
     with _quiet():

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from deescal import __version__
-from deescal.cluster import check_place, start_ray, users_errors
+from deescal.cluster import check_place, on_this_node, start_ray, users_errors
 from deescal.config import fingerprint
 from deescal.errors import UserError, one_line
 from deescal.models import identity
@@ -243,10 +243,8 @@ def _fit(out: str, config: TrainConfig, prompts: Sequence[Mapping[str, Any]], wa
     import ray
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    sink = ray.remote(num_cpus=0)(MetricsSink).options(scheduling_strategy=here).remote()  # workers' nodes may go
+    sink = ray.remote(num_cpus=0)(MetricsSink).options(scheduling_strategy=on_this_node()).remote()
     one = config.workers
     filesystem, path = locate(out)
     storage: dict[str, Any] = {"storage_path": path}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,27 @@ def two_nodes() -> Iterator[None]:
     yield
     ray.shutdown()
     cluster.shutdown()
+
+
+@pytest.mark.ray
+def test_a_head_without_cpus_waits_for_the_first_worker(tmp_path: Path) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    (tmp_path / "job.json").write_text("{}")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    ray.init(address=cluster.address, log_to_driver=False)
+    later = threading.Timer(2.0, cluster.add_node, kwargs={"num_cpus": 1})
+    try:
+        later.start()
+        check_place(str(tmp_path / "job.json"))
+        assert ray.cluster_resources()["CPU"] == 1
+        with pytest.raises(UserError, match="2 of the cluster's 2 nodes do not see"):
+            check_place(str(tmp_path / "elsewhere" / "job.json"))
+    finally:
+        later.join()
+        ray.shutdown()
+        cluster.shutdown()
 
 
 @pytest.mark.ray

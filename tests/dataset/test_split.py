@@ -166,6 +166,11 @@ def test_an_empty_split_is_one_line_with_the_numbers() -> None:
     with pytest.raises(UserError, match="would be empty: 1 scenarios of 1 incidents") as error:
         assign_splits(["a"], [], SplitConfig())
     assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"or try another seed, such as split\.seed=") as error:
+        assign_splits("abcd", [], SplitConfig())
+    seed = int(str(error.value).rpartition("=")[2])
+    filled = assign_splits("abcd", [], SplitConfig(seed=seed)).places.values()
+    assert {place.split for place in filled} == {"train", "validation", "test"}
     assert assign_splits(["a"], [], ONLY_TRAIN).places == {"a": Place("a", "train")}
 
 

@@ -183,6 +183,9 @@ def test_one_seed_of_each_system_and_errors_counted():
     for blinded, origin in rated_items(pack).items():
         if origin.systems != ("reference",):
             assert pack.shown[blinded].replies[0].endswith(f" {origin.seeds[0]}")
+    # The judge compares replies of one seed; so do people.
+    pairs = make_pack(pa.Table.from_pylist(rows, schema=TURNS), PackConfig(form="pairwise", include_reference=False))
+    assert all(len(set(origin.seeds)) == 1 for origin in rated_items(pairs).values())
 
 
 def test_history_does_not_tell_systems_apart():

@@ -165,6 +165,8 @@ def test_only_the_officers_own_words_are_spoken() -> None:
         ("**Officer:** Easy.", "Easy."),
         ("[Officer] Easy.", "Easy."),
         ("Officer Smith is here. He is civilian staff.", "Officer Smith is here. He is civilian staff."),
+        ("Tell me about the suspect: what did he look like?", "Tell me about the suspect: what did he look like?"),
+        ("Easy. The suspect: No!", "Easy."),
         ("   ", "..."),
     ):
         assert officer_line(output) == line

@@ -52,6 +52,7 @@ class Api(FakeServer):
         self.refused: set[str] = set()  # last messages
         self.slow = ""  # model that takes its time
         self.broken = False  # the judge is
+        self.broken_for = ""  # model that answers with an error
 
     def answer(self, handler: Handler, fields: dict[str, Any]) -> None:
         said = fields["messages"][-1]["content"]
@@ -62,7 +63,7 @@ class Api(FakeServer):
             answer = json.dumps({"because": "", "better": "first" if first else "second"}) if pair else FLAWLESS
             act = fail(500, "no") if self.broken else reply(answer)
         elif fields["model"] == "third":
-            act = reply("No.")
+            act = fail(400, "no") if self.broken_for == "third" else reply("No.")
         elif fields["model"] == "officer":
             act = reply(f"Officer: line {sum(m['role'] == 'user' for m in fields['messages'])}")
         elif said in self.refused:
@@ -379,8 +380,40 @@ def test_an_endpoint_that_is_gone_keeps_its_replies(tmp_path: Path, data: str, a
     ended = evaluate(data, models, str(tmp_path / "out"), config())
     assert ended.failed == {}
     ended = evaluate(data, models, str(tmp_path / "out"), config(), retry_failed=True)
-    assert "cannot be reached" in ended.failed["bad"]
+    assert ended.failed == {}  # no error, so that there is nothing to ask
+    assert {r["model"] for r in turns_of(tmp_path / "out")} == {"good", "bad"}
+
+
+def test_an_endpoint_that_is_gone_cannot_be_asked_for_what_failed(tmp_path: Path, data: str, api: Api) -> None:
+    with Api() as other:
+        models = [f"{api.url}#good,{other.url}#third"]
+        other.broken_for = "third"
+        evaluate(data, models, str(tmp_path / "out"), config())
+    ended = evaluate(data, models, str(tmp_path / "out"), config(), retry_failed=True)
+    assert "cannot be reached" in ended.failed["third"]
     assert {r["model"] for r in turns_of(tmp_path / "out")} == {"good"}
+
+
+def test_nobody_to_ask_leaves_a_finished_evaluation_alone(tmp_path: Path, data: str, api: Api) -> None:
+    out = tmp_path / "out"
+    compare(data, out, api)
+    before = {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
+    with pytest.raises(UserError, match="no contestant can be asked"):
+        evaluate(data, ["no-such-model"], str(out), config())
+    assert {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()} == before
+
+
+def test_another_judges_scores_never_stand_for_the_first_ones(tmp_path: Path, data: str, api: Api) -> None:
+    """Killed between its scores and its choices, another judge has left its scores under the first one's tables."""
+    out, models = tmp_path / "out", f"{api.url}#good,{api.url}#bad"
+    judge = ("judge.model=judge", f"judge.endpoint={api.url}", "judge.n_items=4", "judge.rubrics=[realism]")
+    compare(data, out, api, *judge)
+    before = pq.read_table(out / "judged.parquet")
+    other = [*QUICK, *judge, "judge.n_items=2", "judge.pairwise=true"]
+    kill_when((out / "here").exists, "compare_pairs", data, models, out, other)
+    assert pq.read_table(out / "judged.parquet").num_rows < before.num_rows
+    compare(data, out, api, *judge)
+    assert pq.read_table(out / "judged.parquet").equals(before)
 
 
 def test_one_ray_has_room_for_contestants_and_judge() -> None:

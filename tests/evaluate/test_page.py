@@ -197,7 +197,7 @@ def test_failed_contestants_and_few_scenarios_are_said() -> None:
     made = make(n_scenarios=1, n_turns=2, judged=False)
     made.run["failed"] = {"gone": "no such model"}
     text = render(made)
-    assert "gone was not asked:" in text
+    assert "gone is out:" in text
     assert "not tested: one cluster only" in text
     assert "What the judge says" not in text
     assert "nan" not in " ".join(rows_of(text)).replace("nantly", "")

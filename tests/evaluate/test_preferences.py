@@ -23,7 +23,7 @@ from deescal.evaluate.preferences import (
     read_preferences,
     rows_to_compare,
 )
-from deescal.evaluate.ratings_of_run import read_calibration
+from deescal.evaluate.ratings_of_run import read_calibration, read_outcomes
 from deescal.schema import Row, to_table
 from deescal.storage import write_json, write_table
 
@@ -181,7 +181,8 @@ def test_ratings_of_replies_that_were_replaced_since_are_left_out(tmp_path: Path
     scores = [{**judged(r["item_id"], n), **kept, **counts} for n, r in enumerate(rows)]
     write_table(f"{run}/judged.parquet", to_table(scores, JUDGED))
     people = [
-        rating(r["item_id"], n, rater="r1", rated_id=str(n), choice="", words=fingerprint(r["reply"]), words_b=None)
+        rating(r["item_id"], n, rater="r1", rated_id=str(n), choice=str(n + 1), words_b=None)
+        | {"words": fingerprint(r["reply"])}
         for n, r in enumerate(rows)
     ]
     people[3]["words"] = fingerprint("what another adapter said")
@@ -189,3 +190,7 @@ def test_ratings_of_replies_that_were_replaced_since_are_left_out(tmp_path: Path
     for model, n in (("j", 3), (None, 0)):
         write_json(f"{run}/config.json", {"judge": {"model": model, "pairwise": False}})
         assert [of.n for of in read_calibration(run)] == [n] * bool(n)
+    write_json(f"{run}/humans/p/outcome.json", {"pack": {}, "raters": {}, "rated": {"ratings": 4}})
+    (found,) = read_outcomes(run)
+    assert (found["replaced"], found["rated"]["ratings"]) == (1, 3)
+    assert found["means"]["realism"]["a"]["mean"] == 1.0

@@ -62,19 +62,19 @@ def columns(rows: list[dict], model: str, metric: str, protocol: str = "rollout"
 
 def test_rows_are_compare_with_incidents_as_clusters() -> None:
     rows = make_turns(protocols=PROTOCOLS)
-    found = significance_table(table(rows), PAIRS, METRICS, seed=5, n_resamples=300)
+    found = significance_table(table(rows), PAIRS, METRICS, seed=5, n_resamples=500)
     assert found.schema == SIGNIFICANCE
     keys = [(r["protocol"], r["a"], r["b"], r["metric"]) for r in found.to_pylist()]
     assert keys == [(p, a, b, m) for p in PROTOCOLS for a, b in PAIRS for m in METRICS]
     row = found.to_pylist()[0]
     (a, clusters), (b, _) = (columns(rows, model, "rouge_l") for model in ("tuned", "base"))
-    expected = compare(a, b, clusters, seed=5, n_resamples=300)
+    expected = compare(a, b, clusters, seed=5, n_resamples=500)
     assert expected.n_clusters == N_SCENARIOS - 2  # two incidents have two scenarios each
     assert {name: row[name] for name in vars(expected)} == vars(expected)
 
 
 def test_the_family_is_all_comparisons_of_a_protocol_test_by_test() -> None:
-    found = significance_table(table(make_turns(protocols=PROTOCOLS)), PAIRS, METRICS, n_resamples=300).to_pylist()
+    found = significance_table(table(make_turns(protocols=PROTOCOLS)), PAIRS, METRICS, n_resamples=500).to_pylist()
     for _, family in groupby(found, key=lambda row: row["protocol"]):
         family = list(family)
         assert len(family) == len(PAIRS) * len(METRICS)
@@ -85,20 +85,34 @@ def test_the_family_is_all_comparisons_of_a_protocol_test_by_test() -> None:
             assert all(row[test] <= row[f"{test}_holm"] <= row[f"{test}_bonferroni"] <= 1 for row in family)
 
 
+def test_a_large_family_can_still_be_significant() -> None:
+    """Of 300 comparisons the smallest p of 400 drawings, corrected, is above 1."""
+    metrics = [f"m{i}" for i in range(150)]
+    rows = [
+        {"model": model, "protocol": "rollout", "item_id": "0", "scenario_id": f"s{s}", "incident_id": f"s{s}"}
+        | dict.fromkeys(metrics, (model != "base") + s / 100)
+        for model in ("base", "tuned", "api")
+        for s in range(30)
+    ]
+    found = significance_table(table(rows), PAIRS, metrics, n_resamples=400).to_pylist()
+    assert len(found) == 300
+    assert all(row["p_randomization_holm"] < 0.05 for row in found)
+
+
 def test_means_have_intervals_over_incidents() -> None:
     rows = make_turns(protocols=PROTOCOLS)
-    found = means_table(table(rows), METRICS, seed=5, n_resamples=300)
+    found = means_table(table(rows), METRICS, seed=5, n_resamples=500)
     assert found.schema == MEANS
     assert found.num_rows == 2 * 3 * len(METRICS)
     row = next(r for r in found.to_pylist() if (r["protocol"], r["model"], r["metric"]) == ("rollout", "api", "bleu"))
-    expected = bootstrap_mean(*columns(rows, "api", "bleu"), seed=5, n_resamples=300)
+    expected = bootstrap_mean(*columns(rows, "api", "bleu"), seed=5, n_resamples=500)
     assert {name: row[name] for name in vars(expected)} == vars(expected)
 
 
 def test_order_of_rows_does_not_matter() -> None:
     turns = table(make_turns(n_seeds=2))
     shuffled = turns.take(np.random.default_rng(1).permutation(turns.num_rows))
-    one, two = (significance_table(t, PAIRS, METRICS, n_resamples=300).to_pylist() for t in (turns, shuffled))
+    one, two = (significance_table(t, PAIRS, METRICS, n_resamples=500).to_pylist() for t in (turns, shuffled))
     for left, right in zip(one, two, strict=True):
         assert left == {k: pytest.approx(v, rel=1e-9) if isinstance(v, float) else v for k, v in right.items()}
 
@@ -108,7 +122,7 @@ def test_seeds_are_averaged_before_anything_else() -> None:
     rows = [{**row, "seed": s} for row in make_turns() for s in range(3)]
     for i, row in enumerate(rows):
         row["rouge_l"] += (-1, 0, 1)[i % 3]
-    once, thrice = (significance_table(table(r), PAIRS, METRICS, n_resamples=300) for r in (make_turns(), rows))
+    once, thrice = (significance_table(table(r), PAIRS, METRICS, n_resamples=500) for r in (make_turns(), rows))
     for left, right in zip(once.to_pylist(), thrice.to_pylist(), strict=True):
         assert right["n_items"] == N_SCENARIOS * N_TURNS
         assert right["p_t"] == pytest.approx(left["p_t"])
@@ -128,7 +142,7 @@ def test_missing_scores_drop_pairwise_and_nothing_is_lost() -> None:
                 row["rouge_l"] = None
     rows = [r for r in rows if (r["protocol"], r["model"], r["item_id"]) != ("rollout", "base", "5")]
     n_items = N_SCENARIOS * N_TURNS
-    found = significance_table(table(rows), PAIRS, METRICS, n_resamples=300).to_pylist()
+    found = significance_table(table(rows), PAIRS, METRICS, n_resamples=500).to_pylist()
     dropped = {(r["protocol"], r["a"], r["metric"]): r["n_dropped"] for r in found}
     assert dropped["rollout", "tuned", "rouge_l"] == N_SCENARIOS + 2
     assert dropped["rollout", "tuned", "bleu"] == dropped["rollout", "api", "rouge_l"] == N_SCENARIOS
@@ -139,8 +153,8 @@ def test_missing_scores_drop_pairwise_and_nothing_is_lost() -> None:
 
 def test_a_model_that_failed_spoils_nothing_else() -> None:
     turns = table(make_turns())
-    alone = significance_table(turns, PAIRS, METRICS, n_resamples=300).to_pylist()
-    found = significance_table(turns, [*PAIRS, ("gone", "base")], METRICS, n_resamples=300).to_pylist()
+    alone = significance_table(turns, PAIRS, METRICS, n_resamples=500).to_pylist()
+    found = significance_table(turns, [*PAIRS, ("gone", "base")], METRICS, n_resamples=500).to_pylist()
     assert [row for row in found if row["a"] != "gone"] == alone
     for row in found:
         if row["a"] == "gone":

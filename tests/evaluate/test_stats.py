@@ -280,8 +280,7 @@ def test_clusters_keep_false_positives_near_5_percent_where_single_turns_do_not(
         data = simulate(np.random.default_rng(seed), 50)
         found = bootstrap_mean(data.a, data.scenario, n_resamples=200)
         held.append(found.low <= MEAN <= found.high)
-        means = [np.bincount(data.scenario, x) / np.bincount(data.scenario) for x in (data.a, data.b)]
-        positive.append(compare(*means, np.arange(50), n_resamples=50).p_t < 0.05)
+        positive.append(compare(data.a, data.b, data.scenario, n_resamples=50).p_t < 0.05)
         unclustered.append(scipy_stats.ttest_rel(data.a, data.b).pvalue < 0.05)
     assert 0.90 <= np.mean(held) <= 0.99
     assert np.mean(positive) <= 0.09

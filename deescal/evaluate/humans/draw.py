@@ -58,7 +58,7 @@ class Item:
 
 
 def read_lines(turns: pa.Table, config: PackConfig, rng: random.Random) -> tuple[list[Line], Counter[str]]:
-    """Lines by id, with one reply of every system that answered, of a seed drawn at random; rows without a reply.
+    """Lines by id, with one reply of every system that answered, of one seed drawn at random; rows without a reply.
 
     Args:
         turns: as `deescal.evaluate.humans.pack.make_pack` takes it.
@@ -90,7 +90,10 @@ def _line(rows: Sequence[Row], config: PackConfig, rng: random.Random) -> Line:
         if row["seed"] in found[row["model"]]:
             raise UserError(f"two replies of {row['model']} to {row['item_id']} with seed {row['seed']}")
         found[row["model"]][row["seed"]] = Reply(row["reply"].strip(), row["seed"], row["row"])
-    replies = {model: by_seed[rng.choice(list(by_seed))] for model, by_seed in found.items()}
+    # One seed for all where there is one that all answered with: the judge compares replies of one seed, too.
+    shared = sorted(set.intersection(*map(set, found.values()))) if found else []
+    seed = rng.choice(shared) if shared else None
+    replies = {model: by_seed[rng.choice(list(by_seed)) if seed is None else seed] for model, by_seed in found.items()}
     first = rows[0]
     if config.include_reference and (first["reference"] or "").strip():
         replies[REFERENCE] = Reply(first["reference"].strip(), None, first["row"])
