@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from deescal.config import Config, ImportPath
+from deescal.config import Config, ImportPath, Resources
 from deescal.engine import LlmConfig
 from deescal.evaluate.metrics import MetricsConfig
 from deescal.score.config import SamplingConfig, ScoreConfig
@@ -20,7 +20,7 @@ StepName = Literal["generate", "score", "judge", "test", "report"]
 STEPS: tuple[StepName, ...] = ("generate", "score", "judge", "test", "report")
 
 
-def repeatable(score: ScoreConfig) -> ScoreConfig:
+def _repeatable(score: ScoreConfig) -> ScoreConfig:
     """With float32 for `dtype=auto` of an engine on a CPU.
 
     In bfloat16, nearly twice as fast where the processor has it, an answer depends on what the engine computes beside
@@ -31,6 +31,11 @@ def repeatable(score: ScoreConfig) -> ScoreConfig:
     return score.model_copy(update={"llm": score.llm.model_copy(update={"dtype": "float32"})})
 
 
+# Of an engine with a model of 1.5B, as the packaged judge's.
+LARGER = Resources(num_cpus=2, memory_gib=8)
+RepeatableScore = Annotated[ScoreConfig, Field(validate_default=True), AfterValidator(_repeatable)]
+
+
 class OfficerConfig(Config):
     """The officer simulator of protocol `interactive`."""
 
@@ -38,7 +43,9 @@ class OfficerConfig(Config):
     endpoint: str | None = None  # URL of an OpenAI-compatible API, in place of an engine of our own
     n_turns: int = Field(default=6, ge=1)  # replies of the civilian in a conversation
     # `sampling.samples` are the conversations of each scenario; drawn, since a greedy officer soon repeats itself.
-    score: ScoreConfig = ScoreConfig(sampling=SamplingConfig(temperature=0.7, top_p=0.95, max_tokens=64))
+    score: RepeatableScore = ScoreConfig(
+        sampling=SamplingConfig(temperature=0.7, top_p=0.95, max_tokens=64), workers=LARGER
+    )
 
 
 class JudgingConfig(Config):
@@ -54,7 +61,7 @@ class JudgingConfig(Config):
     include_reference: bool = True
     pairwise: bool = False  # also ask which of two replies is more real, in both orders, for each of `pairs`
     seed: int = 0  # of the sample
-    score: ScoreConfig = ScoreConfig(llm=LlmConfig(max_model_len=4096, max_num_seqs=16))
+    score: RepeatableScore = ScoreConfig(llm=LlmConfig(max_model_len=4096, max_num_seqs=16), workers=LARGER)
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> JudgingConfig:
@@ -83,7 +90,7 @@ class EvaluateConfig(Config):
     """All of an evaluation but the data and the contestants."""
 
     protocols: tuple[ProtocolName, ...] = ("teacher_forced",)
-    generate: ScoreConfig = Field(default=ScoreConfig(), validate_default=True)  # sampling, split, engine, endpoint
+    generate: RepeatableScore = ScoreConfig()  # sampling, split, engine, endpoint
     rollout_engine: ImportPath = "deescal.evaluate.rollout_engine:RolloutEngine"
     officer: OfficerConfig = OfficerConfig()
     keys: Mapping[str, str] = {}  # host of an endpoint -> environment variable with its key; others: DEESCAL_API_KEY
@@ -92,11 +99,6 @@ class EvaluateConfig(Config):
     pairs: tuple[tuple[str, str], ...] = ()  # labels compared; none: see `contestants.pairs_to_compare`
     test: TestConfig = TestConfig()
     examples: int = Field(default=4, ge=0)  # on the page, of the best and of the worst replies of each contestant
-
-    @field_validator("generate")
-    @classmethod
-    def _repeats(cls, score: ScoreConfig) -> ScoreConfig:
-        return repeatable(score)
 
     @field_validator("protocols")
     @classmethod

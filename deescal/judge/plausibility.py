@@ -35,12 +35,15 @@ def plausibility_messages(
 
 
 def plausibility_score(answer: str) -> float | None:
-    """Log-probabilities of CHOICES as a JSON list -> 100 P(Yes) / (P(Yes) + P(No)); None where it is no such list."""
+    """Log-probabilities of CHOICES as a JSON list -> 100 P(Yes) / (P(Yes) + P(No)); None where it is no such list.
+
+    To two decimals: beyond them, an engine in float32 does not repeat itself either when other prompts stand beside.
+    """
     try:
         yes, no = (float(x) for x in json.loads(answer))
     except (ValueError, TypeError):
         return None
-    return 100 / (1 + math.exp(min(no - yes, 700)))
+    return round(100 / (1 + math.exp(min(no - yes, 700))), 2)
 
 
 # For tables: changes with any word of the prompt.

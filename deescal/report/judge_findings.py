@@ -11,6 +11,7 @@ from deescal.report.evaluate_findings import NOT_KNOWN, interval_text, known, nu
 from deescal.schema import Row
 
 if TYPE_CHECKING:
+    from deescal.evaluate.agreement import Agreement
     from deescal.evaluate.calibration import Calibration
 
 
@@ -81,8 +82,18 @@ def bands_text(scores: Sequence[float]) -> str:
 
 
 def repeat_rows(judged: Sequence[Row]) -> list[Row]:
-    """How far several samples of the judge agree with each other, by rubric and protocol; none of a single one."""
-    from deescal.evaluate.agreement import krippendorff_alpha
+    """How far several samples of the judge agree with each other, by rubric and protocol; none of a single one.
+
+    Krippendorff's alpha of scores; of realism, Fleiss' kappa of bands as well.
+    """
+    from deescal.evaluate.agreement import fleiss_kappa, krippendorff_alpha
+    from deescal.judge.realism import BANDS, realism_band
+
+    def text(found: Agreement) -> str:
+        return number(found.value, 2) if known(found.value) else f"none: {found.reason}"
+
+    def band(score: float) -> float:
+        return BANDS.index(realism_band(score)) if known(score) else math.nan
 
     groups: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
     for row in judged:
@@ -90,9 +101,11 @@ def repeat_rows(judged: Sequence[Row]) -> list[Row]:
     found = []
     for (rubric, protocol), samples in sorted(groups.items()):
         if max(map(len, samples)) > 1:
-            alpha = krippendorff_alpha(list(zip(*samples, strict=True)), "interval")
-            value = number(alpha.value, 2) if known(alpha.value) else f"none: {alpha.reason}"
-            found.append({"rubric": rubric, "protocol": protocol, "n": alpha.n_items, "alpha": value})
+            by_sample = list(zip(*samples, strict=True))
+            alpha = krippendorff_alpha(by_sample, "interval")
+            kappa = text(fleiss_kappa([[band(s) for s in of] for of in by_sample])) if rubric == "realism" else None
+            values = {"n": alpha.n_items, "alpha": text(alpha), "kappa": kappa}
+            found.append({"rubric": rubric, "protocol": protocol, **values})
     return found
 
 

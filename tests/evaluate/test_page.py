@@ -291,7 +291,7 @@ def test_several_samples_of_the_judge_say_how_far_it_agrees_with_itself() -> Non
     ]
     once = [{"rubric": "plausibility", "protocol": "rollout", "scores": [1.0]}]
     assert judge_findings.repeat_rows([*rows, *once]) == [
-        {"rubric": "realism", "protocol": "rollout", "n": 3, "alpha": "1.00"}
+        {"rubric": "realism", "protocol": "rollout", "n": 3, "alpha": "1.00", "kappa": "1.00"}
     ]
     assert judge_findings.bands_text([90.0, 60.0, 60.0, 10.0, math.nan]) == "25, 50, 25 %"
     assert judge_findings.bands_text([math.nan]) == "–"
