@@ -64,6 +64,8 @@ def make_plan(data: str, task: Task, models: Sequence[str], config: ScoreConfig,
     sampling = config.sampling.model_copy(update={"max_tokens": max_tokens})
     config = config.model_copy(update={"llm": config.llm.model_copy(update={"model": contestants[0].model})})
     check_room(config, max_tokens)
+    if task is PLAUSIBILITY and sampling.samples > 1:
+        raise UserError(f"--task plausibility: nothing is drawn, so sampling.samples={sampling.samples} would be equal")
     inputs = read_inputs(data, task, config.split)
     served: tuple[str, ...] = ()
     if task is FEATURES:

@@ -62,6 +62,11 @@ def refuse(data: str, tmp_path: Path, message: str, model: str = "m", task: str 
     assert not (tmp_path / "out").exists()
 
 
+def test_probabilities_are_not_drawn(tmp_path: Path) -> None:
+    config = load_config(None, ScoreConfig, ["sampling.samples=3", "sampling.temperature=1"])
+    refuse("nowhere", tmp_path, r"sampling\.samples=3 would be equal", task="plausibility", config=config)
+
+
 def test_data_that_cannot_be_scored(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.parquet", [{"id": 1, "text": "words"}])
     refuse(rows, tmp_path, "column 'messages' missing in .*; task replies needs messages, there are id, text")
