@@ -152,7 +152,8 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
         else:
             # What two fields together get wrong is reported of their section, whose whole content would not be a line.
             value = "" if isinstance(problem["input"], dict) else f"={problem['input']!r}"
-            lines.append(f"{field}{value}: {problem['msg'].removeprefix('Value error, ')}")
+            where_in = f"{field}{value}: " if field else ""  # what sections get wrong together has no field
+            lines.append(f"{where_in}{problem['msg'].removeprefix('Value error, ')}")
     return f"{where}: " + "; ".join(lines)
 
 
