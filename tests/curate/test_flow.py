@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,15 +59,16 @@ def test_a_head_without_cpus_waits_for_the_first_worker(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text("{}")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     ray.init(address=cluster.address, log_to_driver=False)
-    later = threading.Timer(2.0, cluster.add_node, kwargs={"num_cpus": 1})
     try:
-        later.start()
-        check_place(str(tmp_path / "job.json"))
-        assert ray.cluster_resources()["CPU"] == 1
+        with ThreadPoolExecutor(1) as pool:
+            checked = pool.submit(check_place, str(tmp_path / "job.json"))
+            time.sleep(2)
+            assert not checked.done()
+            cluster.add_node(num_cpus=1)  # in the main thread, as Ray sets signal handlers
+            checked.result(timeout=60)
         with pytest.raises(UserError, match="2 of the cluster's 2 nodes do not see"):
             check_place(str(tmp_path / "elsewhere" / "job.json"))
     finally:
-        later.join()
         ray.shutdown()
         cluster.shutdown()
 
